@@ -1,0 +1,60 @@
+// Fixed-width integers in keys (big-endian, so that byte order is numeric
+// order) and in values (little-endian).
+#ifndef CFS_BASE_CODING_H_
+#define CFS_BASE_CODING_H_
+
+#include <bit>
+#include <concepts>
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "absl/strings/string_view.h"
+
+namespace cfs {
+
+template <std::unsigned_integral T>
+constexpr T ByteSwap(T value) {
+  T result = 0;
+  for (size_t i = 0; i < sizeof(T); ++i) {
+    result = static_cast<T>((uint64_t{result} << 8) | (value & 0xff));
+    value = static_cast<T>(uint64_t{value} >> 8);
+  }
+  return result;
+}
+
+template <std::unsigned_integral T>
+void AppendBig(std::string* out, T value) {
+  if constexpr (std::endian::native == std::endian::little) value = ByteSwap(value);
+  out->append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+
+// REQUIRES: `data` has sizeof(T) readable bytes.
+template <std::unsigned_integral T>
+T ReadBig(const char* data) {
+  T value;
+  std::memcpy(&value, data, sizeof(value));
+  if constexpr (std::endian::native == std::endian::little) value = ByteSwap(value);
+  return value;
+}
+
+template <std::unsigned_integral T>
+void AppendLittle(std::string* out, T value) {
+  if constexpr (std::endian::native == std::endian::big) value = ByteSwap(value);
+  out->append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+
+// Takes a T off the front of `in`; false, with nothing changed, when it is too
+// short.
+template <std::unsigned_integral T>
+[[nodiscard]] bool ConsumeLittle(absl::string_view* in, T* value) {
+  if (in->size() < sizeof(T)) return false;
+  std::memcpy(value, in->data(), sizeof(T));
+  if constexpr (std::endian::native == std::endian::big) *value = ByteSwap(*value);
+  in->remove_prefix(sizeof(T));
+  return true;
+}
+
+}  // namespace cfs
+
+#endif  // CFS_BASE_CODING_H_

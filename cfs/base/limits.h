@@ -1,0 +1,58 @@
+// Every bound in one place. Relations between them are asserted at the end.
+#ifndef CFS_BASE_LIMITS_H_
+#define CFS_BASE_LIMITS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cfs {
+
+// Names and values.
+inline constexpr size_t kNameBytesMax = 255;
+inline constexpr size_t kSymlinkBytesMax = 4095;
+inline constexpr size_t kXattrNameBytesMax = 255;
+inline constexpr size_t kXattrValueBytesMax = 64 << 10;
+inline constexpr size_t kXattrListBytesMax = 64 << 10;
+inline constexpr uint32_t kLinksMax = 1u << 31;
+
+// Metadata. The counter of inode numbers is reserved ahead in synced blocks.
+inline constexpr uint64_t kCounterBlock = 16384;
+inline constexpr size_t kRecordCacheEntries = 64 << 10;
+inline constexpr size_t kLockStripes = 1024;
+inline constexpr size_t kMemtableBytes = 32 << 20;
+inline constexpr size_t kBlockCacheBytes = 64 << 20;
+inline constexpr int kRocksOpenFiles = 512;
+
+// Chunk store. A pool of fresh backing files, and of kernel backing ids that
+// stay registered after the last close.
+inline constexpr size_t kPoolFiles = 1024;
+inline constexpr size_t kIdleBackingsMax = 32 << 10;
+inline constexpr size_t kDescriptorCacheMax = 1024;
+// Freeing more 512-byte blocks than this may take long: not in a FUSE thread.
+inline constexpr int64_t kSlowTruncateBlocks = (64 << 20) / 512;
+inline constexpr size_t kDoomedFilesMax = 64 << 10;
+
+// Threads.
+inline constexpr int kIoThreads = 16;
+inline constexpr int kFuseThreadsMin = 3;
+inline constexpr int kFuseThreadsMax = 16;
+
+// Locks: waiters over the bound get ENOLCK, which POSIX names for it.
+inline constexpr size_t kLockWaitersMax = 16 << 10;
+inline constexpr size_t kLocksPerInodeMax = 64 << 10;
+// FUSE-over-io_uring holds one ring entry for each request that waits.
+inline constexpr unsigned kRingEntriesMax = 2048;
+inline constexpr size_t kRingLockWaitersMax = kRingEntriesMax - 512;
+
+// Durability: the WAL is synced at least this often.
+inline constexpr int kWalSyncMilliseconds = 1000;
+
+// Largest FUSE request.
+inline constexpr size_t kRequestBytesMax = 1 << 20;
+
+static_assert(kCounterBlock >= 4 * kPoolFiles);
+static_assert(kRingLockWaitersMax > 1000);
+
+}  // namespace cfs
+
+#endif  // CFS_BASE_LIMITS_H_

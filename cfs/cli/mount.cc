@@ -1,0 +1,193 @@
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "cfs/base/error.h"
+#include "cfs/base/log.h"
+#include "cfs/base/status_macros.h"
+#include "cfs/cli/daemon.h"
+#include "cfs/cli/mounts.h"
+#include "cfs/cli/verbs.h"
+
+namespace cfs {
+namespace {
+
+// Layers of dead mounts that one mount point may have collected.
+constexpr int kDeadMountsMax = 64;
+
+struct Options {
+  NodeConfig config;
+  bool foreground = false;
+};
+
+bool ParseFeature(const std::string& value, Feature* feature) {
+  if (value == "auto") return *feature = Feature::kAuto, true;
+  if (value == "on") return *feature = Feature::kOn, true;
+  if (value == "off") return *feature = Feature::kOff, true;
+  return false;
+}
+
+bool ParseLocks(const std::string& value, LockMode* locks) {
+  if (value == "auto") return *locks = LockMode::kAuto, true;
+  if (value == "kernel") return *locks = LockMode::kKernel, true;
+  if (value == "daemon") return *locks = LockMode::kDaemon, true;
+  return false;
+}
+
+// Splits at commas, save at those after a backslash (as libfuse does).
+bool ParseFuseOptions(const std::string& value, std::vector<std::string>* options) {
+  std::string option;
+  for (size_t i = 0; i <= value.size(); ++i) {
+    if (i == value.size() || value[i] == ',') {
+      if (!option.empty()) options->push_back(std::exchange(option, ""));
+      continue;
+    }
+    option += value[i];
+    if (value[i] == '\\' && i + 1 < value.size()) option += value[++i];
+  }
+  return !value.empty();
+}
+
+absl::Status CheckFuseDevice() {
+  const int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+  if (fd >= 0) {
+    close(fd);
+    return absl::OkStatus();
+  }
+  if (errno == EACCES || errno == EPERM) {
+    return PosixError(errno, absl::StrCat("/dev/fuse: ", strerror(errno),
+                                          "; run as root, or let the container have the device "
+                                          "(--device /dev/fuse --cap-add SYS_ADMIN)"));
+  }
+  return absl::UnavailableError(
+      absl::StrCat("/dev/fuse: ", strerror(errno),
+                   "; `modprobe fuse`, or let the container have the device (--device /dev/fuse)"));
+}
+
+bool Contains(const std::string& directory, const std::string& path) {
+  return path == directory || absl::StartsWith(path, directory + "/");
+}
+
+absl::Status CheckNesting(const std::string& mountpoint, const std::string& store) {
+  if (Contains(mountpoint, store)) {
+    return absl::InvalidArgumentError(absl::StrCat("store ", store,
+                                                   " would be hidden by the mount on ", mountpoint,
+                                                   "; choose another --store"));
+  }
+  if (Contains(store, mountpoint)) {
+    return absl::InvalidArgumentError(absl::StrCat("mount point ", mountpoint, " is inside store ",
+                                                   store, "; choose another directory"));
+  }
+  return absl::OkStatus();
+}
+
+// OK also when only dead mounts of cfs are in the way.
+absl::Status CheckMountPoint(const std::string& mountpoint, absl::string_view own_store = "") {
+  CFS_ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ReadMounts());
+  if (const Mount* mount = MountAt(mounts, mountpoint)) {
+    if (!mount->is_cfs()) {
+      return absl::AlreadyExistsError(absl::StrCat(mountpoint, " is already a mount point (",
+                                                   mount->type,
+                                                   "); unmount it or choose another directory"));
+    }
+    if (IsDead(*mount, own_store)) return absl::OkStatus();
+    return absl::AlreadyExistsError(absl::StrCat(mountpoint, " is already a cfs mount (store ",
+                                                 mount->store(), "); `cfs umount ", mountpoint,
+                                                 "` it or choose another directory"));
+  }
+  std::error_code error;
+  if (!std::filesystem::is_directory(mountpoint, error)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("mount point ", mountpoint, " is not a directory"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RemoveDeadMounts(const std::string& mountpoint, absl::string_view own_store) {
+  for (int i = 0; i < kDeadMountsMax; ++i) {
+    CFS_ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ReadMounts());
+    const Mount* mount = MountAt(mounts, mountpoint);
+    if (mount == nullptr || !mount->is_cfs() || !IsDead(*mount, own_store)) break;
+    CFS_RETURN_IF_ERROR(Unmount(mountpoint, /*lazy=*/true));
+    LogInfo("dead mount removed");
+  }
+  return CheckMountPoint(mountpoint, own_store);
+}
+
+absl::Status Serve(const Options& options, const RunNodeFn& run_node,
+                   std::function<void()> on_ready) {
+  CFS_ASSIGN_OR_RETURN(StoreDir store, StoreDir::Open(options.config.store_dir));
+  if (!options.foreground) CFS_RETURN_IF_ERROR(DetachFromTerminal(store.path() + "/cfs.log"));
+  CFS_RETURN_IF_ERROR(RemoveDeadMounts(options.config.mountpoint, store.path()));
+  return run_node(options.config, std::move(store), std::move(on_ready));
+}
+
+absl::StatusOr<std::string> ExistingMountPoint(const std::string& path) {
+  auto resolved = ResolveMountPoint(path);
+  if (ErrnoOf(resolved.status()) == ENOENT) {
+    return absl::NotFoundError(
+        absl::StrCat("mount point ", path, " does not exist; `mkdir ", path, "` makes it"));
+  }
+  return resolved;
+}
+
+absl::Status RunMount(Options* options, const std::string& path, const RunNodeFn& run_node) {
+  NodeConfig& config = options->config;
+  if (config.store_dir.empty()) {
+    CFS_ASSIGN_OR_RETURN(config.store_dir, DefaultStorePath());
+  }
+  CFS_ASSIGN_OR_RETURN(config.mountpoint, ExistingMountPoint(path));
+  CFS_RETURN_IF_ERROR(CheckMountPoint(config.mountpoint));
+  std::error_code error;
+  config.store_dir =
+      std::filesystem::weakly_canonical(std::filesystem::absolute(config.store_dir, error), error)
+          .string();
+  if (error) return ErrnoStatus(error.value(), "store");
+  CFS_RETURN_IF_ERROR(CheckNesting(config.mountpoint, config.store_dir));
+  CFS_RETURN_IF_ERROR(CheckFuseDevice());
+  if (options->foreground) return Serve(*options, run_node, [] {});
+  return RunAsDaemon(config.store_dir + "/cfs.log", [&](std::function<void()> on_ready) {
+    return Serve(*options, run_node, std::move(on_ready));
+  });
+}
+
+}  // namespace
+
+Verb MountVerb(RunNodeFn run_node) {
+  const auto options = std::make_shared<Options>();
+  NodeConfig* config = &options->config;
+  Verb verb;
+  verb.name = "mount";
+  verb.arguments = "MNT";
+  verb.arguments_min = verb.arguments_max = 1;
+  verb.summary = "Mounts cfs on the directory MNT and leaves a daemon that serves it.";
+  verb.options = {
+      {"store", 0, "DIR", "keep the data in DIR (default: $CFS_STORE, else /var/lib/cfs for root)",
+       [=](const std::string& value) {
+         config->store_dir = value;
+         return !value.empty();
+       }},
+      Flag("foreground", 'f', "stay in the foreground and log to stderr", &options->foreground),
+      {"io-uring", 0, "auto|on|off", "talk to the kernel over io_uring (default: auto)",
+       [=](const std::string& value) { return ParseFeature(value, &config->io_uring); }},
+      {"passthrough", 0, "auto|on|off", "let the kernel do file I/O itself (default: auto)",
+       [=](const std::string& value) { return ParseFeature(value, &config->passthrough); }},
+      {"locks", 0, "auto|kernel|daemon", "who keeps flock and fcntl locks (default: auto)",
+       [=](const std::string& value) { return ParseLocks(value, &config->locks); }},
+      {"options", 'o', "OPTION[,...]", "options for FUSE, such as allow_other or ro",
+       [=](const std::string& value) { return ParseFuseOptions(value, &config->fuse_options); }},
+  };
+  verb.run = [options, run_node = std::move(run_node)](const std::vector<std::string>& arguments) {
+    return RunMount(options.get(), arguments[0], run_node);
+  };
+  return verb;
+}
+
+}  // namespace cfs

@@ -1,0 +1,72 @@
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cfs/base/status_macros.h"
+#include "cfs/cli/mounts.h"
+#include "cfs/cli/report.h"
+#include "cfs/cli/verbs.h"
+#include "cfs/server/control.h"
+
+namespace cfs {
+namespace {
+
+struct Options {
+  std::string store;
+  bool json = false;
+};
+
+// The store that is meant when nothing says which: the one that is mounted.
+absl::StatusOr<std::string> OnlyStore() {
+  CFS_ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ReadMounts());
+  std::vector<std::string> stores;
+  for (const Mount& mount : mounts) {
+    if (mount.is_cfs()) stores.push_back(mount.store());
+  }
+  if (stores.empty()) return DefaultStorePath();
+  if (stores.size() == 1) return stores.front();
+  return absl::InvalidArgumentError(
+      absl::StrCat(stores.size(), " cfs are mounted; name one by its MNT or --store"));
+}
+
+absl::Status Status(const Options& options, const std::vector<std::string>& arguments) {
+  std::string store = options.store;
+  if (!arguments.empty()) {
+    if (!store.empty()) return absl::InvalidArgumentError("give MNT or --store, not both");
+    CFS_ASSIGN_OR_RETURN(const Mount mount, CfsMountOf(arguments[0]));
+    if (IsDead(mount)) {
+      return absl::UnavailableError(absl::StrCat("the daemon of ", mount.mountpoint,
+                                                 " is dead; `cfs mount ", mount.mountpoint,
+                                                 " --store ", mount.store(), "` mounts it again"));
+    }
+    store = mount.store();
+  } else if (store.empty()) {
+    CFS_ASSIGN_OR_RETURN(store, OnlyStore());
+  }
+  CFS_ASSIGN_OR_RETURN(nlohmann::json reply,
+                       ControlCall(store, {{"verb", "status"}}, kControlTimeout));
+  PrintReply(std::move(reply), options.json);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Verb StatusVerb() {
+  const auto options = std::make_shared<Options>();
+  return {"status",
+          "[MNT]",
+          0,
+          1,
+          "Shows what the node that serves MNT or a store is and has done.",
+          {{"store", 0, "DIR", "ask the node of the store DIR",
+            [=](const std::string& value) {
+              options->store = value;
+              return !value.empty();
+            }},
+           Flag("json", 0, "print JSON", &options->json)},
+          [=](const std::vector<std::string>& arguments) { return Status(*options, arguments); }};
+}
+
+}  // namespace cfs

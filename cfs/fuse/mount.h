@@ -1,0 +1,93 @@
+// One FUSE mount of a FileSystem.
+#ifndef CFS_FUSE_MOUNT_H_
+#define CFS_FUSE_MOUNT_H_
+
+#include <fuse_lowlevel.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cfs/base/mutex.h"
+#include "cfs/fuse/counters.h"
+#include "cfs/fuse/passthrough.h"
+#include "cfs/server/file_system.h"
+#include "cfs/server/node_config.h"
+
+namespace cfs {
+
+// Life: Start mounts; Serve starts the threads, which end when the mount is gone;
+// Wait returns then. With FUSE-over-io_uring requests come as soon as Start has
+// mounted. Thread-safe but for Start, Serve and Wait, which one thread calls.
+class Mount final : public KernelCache {
+ public:
+  // What the kernel and the privileges give here.
+  struct Abilities {
+    bool passthrough = false;
+    bool io_uring = false;
+    bool daemon_locks = false;
+  };
+
+  // `fs` outlives the mount.
+  Mount(const NodeConfig& config, FileSystem* fs) : config_(config), fs_(fs) {}
+  ~Mount() override;
+
+  // Mounts, and finds out what the kernel gives. UNAVAILABLE for a feature that
+  // was set `on` and is not there.
+  absl::Status Start();
+  const Abilities& abilities() const { return abilities_; }
+  // Registers a pool file for passthrough; 0 when that can't be.
+  int RegisterFresh(int fd);
+  void Serve();
+  // Until unmounted. OK unless the connection broke. No operation is in a
+  // handler afterwards.
+  absl::Status Wait();
+  // Takes the mount out of the name space; it ends when its last user does.
+  void DetachLazily();
+  // Ends it now: users get ENOTCONN.
+  void Abort();
+
+  nlohmann::json Status();
+
+  void AttrUnstable(InodeId ino) override;
+
+ private:
+  friend struct Handlers;  // ops.cc: what libfuse calls.
+
+  void Work();
+  void Init(fuse_conn_info* conn);
+  // Passes on one more open, in the mode that Passthrough chooses.
+  void FillOpen(const OpenResult& open, fuse_file_info* info);
+
+  const NodeConfig config_;
+  Abilities abilities_;
+  fuse_session* session_ = nullptr;
+  FileSystem* const fs_;
+  bool initialized_ = false;
+  std::unique_ptr<BackingRegistry> registry_;
+  std::unique_ptr<Passthrough> passthrough_;
+  FuseCounters counters_;
+  std::vector<std::thread> threads_;
+  std::atomic<int> error_{0};
+
+  // Requests for locks that wait, by id, and those of them that were
+  // interrupted before they began to.
+  std::atomic<uint64_t> next_lock_request_{1};
+  std::atomic<size_t> lock_waits_{0};
+  Mutex interrupted_mutex_;
+  absl::flat_hash_set<uint64_t> interrupted_ ABSL_GUARDED_BY(interrupted_mutex_);
+};
+
+// The table of operations, for fuse_session_new.
+const fuse_lowlevel_ops& FuseOperations();
+
+}  // namespace cfs
+
+#endif  // CFS_FUSE_MOUNT_H_

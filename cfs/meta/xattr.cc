@@ -1,0 +1,115 @@
+#include "cfs/meta/xattr.h"
+
+#include <sys/stat.h>
+#include <sys/xattr.h>
+
+#include <cerrno>
+
+#include "absl/strings/match.h"
+#include "cfs/base/error.h"
+#include "cfs/base/limits.h"
+#include "cfs/base/status_macros.h"
+#include "cfs/meta/acl.h"
+
+namespace cfs {
+namespace {
+
+absl::Status CheckXattrName(absl::string_view name) {
+  if (name.size() > kXattrNameBytesMax) return PosixError(ERANGE);
+  for (absl::string_view prefix : {"user.", "trusted.", "security."}) {
+    if (absl::StartsWith(name, prefix)) {
+      return name.size() > prefix.size() ? absl::OkStatus() : PosixError(EINVAL);
+    }
+  }
+  if (name == kAccessAclXattr || name == kDefaultAclXattr) return absl::OkStatus();
+  return PosixError(EOPNOTSUPP);
+}
+
+// Presence, without its value: kHasXattrs spares the store most questions.
+absl::StatusOr<bool> Exists(Shard* shard, InodeId ino, const InodeRecord& record,
+                            absl::string_view name) {
+  if (!(record.flags & kHasXattrs)) return false;
+  const auto value = shard->GetXattr(ino, name);
+  if (value.ok()) return true;
+  if (absl::IsNotFound(value.status())) return false;
+  return value.status();
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> GetXattr(Shard* shard, InodeId ino, absl::string_view name) {
+  CFS_RETURN_IF_ERROR(CheckXattrName(name));
+  StripeLocks::Hold hold(&shard->locks(), {ino});
+  CFS_ASSIGN_OR_RETURN(const InodeRecord record, shard->GetInode(ino));
+  if (!(record.flags & kHasXattrs)) return PosixError(ENODATA);
+  auto value = shard->GetXattr(ino, name);
+  if (absl::IsNotFound(value.status())) return PosixError(ENODATA);
+  return value;
+}
+
+absl::StatusOr<std::vector<std::string>> ListXattrs(Shard* shard, InodeId ino) {
+  StripeLocks::Hold hold(&shard->locks(), {ino});
+  CFS_ASSIGN_OR_RETURN(const InodeRecord record, shard->GetInode(ino));
+  if (!(record.flags & kHasXattrs)) return std::vector<std::string>();
+  return shard->ListXattrs(ino);
+}
+
+absl::Status SetXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view name,
+                      absl::string_view value, int flags, bool clear_setgid) {
+  CFS_RETURN_IF_ERROR(CheckXattrName(name));
+  if (value.size() > kXattrValueBytesMax) return PosixError(E2BIG);
+  StripeLocks::Hold hold(&shard->locks(), {ino});
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, shard->GetInode(ino));
+  CFS_ASSIGN_OR_RETURN(const bool exists, Exists(shard, ino, record, name));
+  if ((flags & XATTR_CREATE) && exists) return PosixError(EEXIST);
+  if ((flags & XATTR_REPLACE) && !exists) return PosixError(ENODATA);
+  if (!exists) {
+    // listxattr(2) must be able to return all names.
+    size_t list_bytes = name.size() + 1;
+    if (record.flags & kHasXattrs) {
+      CFS_ASSIGN_OR_RETURN(const std::vector<std::string> names, shard->ListXattrs(ino));
+      for (const std::string& n : names) list_bytes += n.size() + 1;
+    }
+    if (list_bytes > kXattrListBytesMax) return PosixError(ENOSPC);
+  }
+  Shard::Update update(shard);
+  bool keep = true;
+  if (name == kAccessAclXattr) {
+    if (S_ISLNK(record.mode)) return PosixError(EOPNOTSUPP);
+    CFS_ASSIGN_OR_RETURN(const Acl acl, Acl::Parse(value));
+    record.mode = (record.mode & ~0777u) | acl.ModeBits();
+    if (clear_setgid) record.mode &= ~uint32_t{S_ISGID};
+    keep = !acl.IsMinimal();
+    record.flags = keep ? record.flags | kHasAccessAcl : record.flags & ~kHasAccessAcl;
+  } else if (name == kDefaultAclXattr) {
+    if (!record.IsDirectory()) return PosixError(EACCES);
+    CFS_RETURN_IF_ERROR(Acl::Parse(value).status());
+    record.flags |= kHasDefaultAcl;
+  }
+  if (keep) {
+    record.flags |= kHasXattrs;
+    update.PutXattr(ino, name, value);
+  } else if (exists) {
+    update.DeleteXattr(ino, name);
+  }
+  record.ctime = clock->Now();
+  update.PutInode(ino, std::move(record));
+  return update.Commit();
+}
+
+absl::Status RemoveXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view name) {
+  CFS_RETURN_IF_ERROR(CheckXattrName(name));
+  StripeLocks::Hold hold(&shard->locks(), {ino});
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, shard->GetInode(ino));
+  CFS_ASSIGN_OR_RETURN(const bool exists, Exists(shard, ino, record, name));
+  if (!exists) return PosixError(ENODATA);
+  if (name == kAccessAclXattr) record.flags &= ~kHasAccessAcl;
+  if (name == kDefaultAclXattr) record.flags &= ~kHasDefaultAcl;
+  Shard::Update update(shard);
+  update.DeleteXattr(ino, name);
+  record.ctime = clock->Now();
+  update.PutInode(ino, std::move(record));
+  return update.Commit();
+}
+
+}  // namespace cfs

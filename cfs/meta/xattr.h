@@ -1,0 +1,27 @@
+// Extended attributes of an inode, POSIX ACLs among them.
+#ifndef CFS_META_XATTR_H_
+#define CFS_META_XATTR_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "cfs/base/clock.h"
+#include "cfs/meta/shard.h"
+
+namespace cfs {
+
+// Each takes the inode's stripe lock itself. Errors as in xattr(7): ENODATA,
+// EEXIST, ERANGE (name too long), E2BIG, EOPNOTSUPP (no such namespace).
+absl::StatusOr<std::string> GetXattr(Shard* shard, InodeId ino, absl::string_view name);
+absl::StatusOr<std::vector<std::string>> ListXattrs(Shard* shard, InodeId ino);
+// An access ACL changes the permission bits too; `clear_setgid` says that the
+// caller may not keep a setgid bit of the file's group.
+absl::Status SetXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view name,
+                      absl::string_view value, int flags, bool clear_setgid);
+absl::Status RemoveXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view name);
+
+}  // namespace cfs
+
+#endif  // CFS_META_XATTR_H_

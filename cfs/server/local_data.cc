@@ -1,0 +1,607 @@
+// Opens, data and durability of LocalFileSystem.
+#include <fcntl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "cfs/base/check.h"
+#include "cfs/base/error.h"
+#include "cfs/base/limits.h"
+#include "cfs/base/log.h"
+#include "cfs/base/status_macros.h"
+#include "cfs/server/local_file_system.h"
+
+namespace cfs {
+
+class LocalFileSystem::Descriptor {
+ public:
+  Descriptor(const LocalFileSystem* fs, const OpenFile* file, int flags) {
+    if (file->fd.valid()) {
+      fd_ = file->fd.get();
+      return;
+    }
+    auto opened = fs->chunks_->OpenFile(file->backing, flags);
+    if (!opened.ok()) {
+      LogError("backing file cannot be opened backing=", Raw(file->backing),
+               " error=", opened.status().ToString());
+      status_ = PosixError(EIO);
+      return;
+    }
+    own_ = *std::move(opened);
+    fd_ = own_.get();
+  }
+  const absl::Status& status() const { return status_; }
+  int get() const { return fd_; }
+
+ private:
+  absl::Status status_;
+  UniqueFd own_;
+  int fd_ = -1;
+};
+
+template <typename T>
+void LocalFileSystem::SlowOrNow(bool slow, Done<T> done,
+                                absl::AnyInvocable<absl::StatusOr<T>()> work) {
+  if (!slow) return done(work());
+  io_->Run([done = std::move(done), work = std::move(work)]() mutable { done(work()); });
+}
+template void LocalFileSystem::SlowOrNow<Attr>(bool, Done<Attr>,
+                                               absl::AnyInvocable<absl::StatusOr<Attr>()>);
+
+absl::Status LocalFileSystem::Truncate(BackingId backing, uint64_t size) const {
+  CFS_ASSIGN_OR_RETURN(const UniqueFd fd, chunks_->OpenFile(backing, O_WRONLY));
+  if (ftruncate(fd.get(), static_cast<off_t>(size)) != 0) return ErrnoStatus("truncate");
+  return absl::OkStatus();
+}
+
+absl::Status LocalFileSystem::BeginWriting(InodeId ino, OpenInode* inode, bool* fresh) {
+  if (!inode->marked && !inode->ghost) {
+    Shard::Update update(shard_.get());
+    update.PutQueue(QueueKind::kOpen, ino, inode->backing);
+    const absl::Status status = update.Commit();
+    if (!status.ok()) {
+      if (!inode->open() && !inode->queued) open_.Erase(ino);
+      return status;
+    }
+    inode->marked = true;
+  }
+  *fresh = !inode->maybe_writer;
+  inode->maybe_writer = true;
+  return absl::OkStatus();
+}
+
+HandleId LocalFileSystem::NewHandle(InodeId ino, OpenInode* inode, int flags) {
+  auto* file = new OpenFile{ino, inode, inode->backing, flags, UniqueFd()};
+  if (daemon_io_) {
+    if (kept_descriptors_.fetch_add(1, std::memory_order_relaxed) <
+        static_cast<int>(kDescriptorCacheMax)) {
+      auto fd = chunks_->OpenFile(inode->backing, file->writes() ? O_RDWR : O_RDONLY);
+      if (fd.ok()) file->fd = *std::move(fd);
+    }
+    if (!file->fd.valid()) kept_descriptors_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  return HandleId(reinterpret_cast<uint64_t>(file));
+}
+
+absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
+                                                    bool kill_privileges) {
+  const bool writes = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC);
+  OpenInode* open;
+  bool fresh = false;
+  {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    auto record = shard_->GetInode(ino);
+    bool ghost = false;
+    if (absl::IsNotFound(record.status())) {
+      // Through /proc/self/fd, after the last name is gone.
+      MutexLock lock(&ghost_mutex_);
+      const auto it = ghosts_.find(ino);
+      if (it != ghosts_.end()) {
+        record = it->second;
+        ghost = true;
+      }
+    }
+    CFS_RETURN_IF_ERROR(record.status());
+    if (!record->IsRegular()) return PosixError(record->IsDirectory() ? EISDIR : EINVAL);
+    if (record->attr_epoch != attr_epoch_) CFS_RETURN_IF_ERROR(MergeBacking(&*record));
+    open = open_.FindOrAdd(ino, record->backing);
+    open->ghost = ghost;
+    if (writes) {
+      CFS_RETURN_IF_ERROR(BeginWriting(ino, open, &fresh));
+      ++open->writers;
+    } else {
+      ++open->readers;
+    }
+  }
+  if (fresh && cache_ != nullptr) cache_->AttrUnstable(ino);
+  if (flags & O_TRUNC) {
+    absl::Status truncated = Truncate(open->backing, 0);
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    if (truncated.ok() && !open->ghost) {
+      SetAttrRequest request;
+      if (kill_privileges) request.fields = kKillPrivileges;
+      truncated = ApplyAttr(ino, request, /*size_changed=*/true).status();
+    }
+    if (!truncated.ok()) {
+      Unpin(ino, open, /*writer=*/true);
+      return truncated;
+    }
+  }
+  return OpenResult{NewHandle(ino, open, writes ? flags | O_WRONLY : flags), ino, open->backing, 0};
+}
+
+void LocalFileSystem::DoneDurably(int flags, absl::AnyInvocable<void(absl::Status)> done) {
+  if ((flags & O_DSYNC) && !unsafe_sync_) return syncer_->Sync(std::move(done));
+  done(absl::OkStatus());
+}
+
+void LocalFileSystem::Open(InodeId ino, int flags, bool kill_privileges, Done<OpenResult> done) {
+  auto finish = [this, ino, flags, kill_privileges, done = std::move(done)]() mutable {
+    absl::StatusOr<OpenResult> opened = OpenNow(ino, flags, kill_privileges);
+    if (!opened.ok()) return done(std::move(opened));
+    DoneDurably(flags, [this, opened = *opened, done = std::move(done)](absl::Status s) mutable {
+      if (s.ok()) return done(opened);
+      Release(opened.handle);
+      done(PosixError(EIO));
+    });
+  };
+  bool slow = false;
+  if (flags & O_TRUNC) {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    const auto record = shard_->GetInode(ino);
+    struct stat st;
+    slow = record.ok() && record->IsRegular() && chunks_->Stat(record->backing, &st).ok() &&
+           st.st_blocks > kSlowTruncateBlocks;
+  }
+  if (slow) return io_->Run(std::move(finish));
+  finish();
+}
+
+absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, InodeId dir,
+                                                        absl::string_view name, uint32_t mode,
+                                                        int flags, bool unnamed) {
+  CFS_ASSIGN_OR_RETURN(const FreshFile fresh, chunks_->TakeFresh());
+  const InodeId ino = MakeInode(SlotOf(dir), Raw(fresh.backing));
+  const bool writes = (flags & O_ACCMODE) != O_RDONLY;
+  OpenInode* open;
+  {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    open = open_.FindOrAdd(ino, fresh.backing);
+    // Marked even if only read: until its number is settled, the mark is what
+    // tells recovery that the file has a record.
+    open->marked = true;
+    open->maybe_writer = writes;
+    if (writes) {
+      ++open->writers;
+    } else {
+      ++open->readers;
+    }
+  }
+  Namespace::NewInode inode{ino, {}, /*open_mark=*/true};
+  inode.record.mode = mode;
+  inode.record.layout = Layout::kWhole;
+  inode.record.home = node_;
+  inode.record.backing = fresh.backing;
+  inode.record.attr_epoch = attr_epoch_;
+  auto created = unnamed ? names_->CreateOrphan(caller, dir, std::move(inode))
+                         : names_->Create(caller, dir, name, std::move(inode));
+  if (!created.ok()) {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    open_.Erase(ino);
+    const absl::Status removed = chunks_->Remove(fresh.backing);
+    // What stays unsettled is found again by recovery.
+    if (removed.ok()) chunks_->Settle(fresh.backing);
+    return created.status();
+  }
+  chunks_->Settle(fresh.backing);
+  CreateResult result;
+  result.attr = AttrFromRecord(ino, *created);
+  result.attr.stable = !writes;
+  result.open = {NewHandle(ino, open, flags), ino, fresh.backing, fresh.registration};
+  return result;
+}
+
+void LocalFileSystem::Create(const Caller& caller, InodeId dir, absl::string_view name,
+                             uint32_t mode, int flags, Done<CreateResult> done) {
+  absl::StatusOr<CreateResult> created =
+      CreateNow(caller, dir, name, S_IFREG | (mode & 07777u), flags, /*unnamed=*/false);
+  if (absl::IsAlreadyExists(created.status()) && !(flags & O_EXCL)) {
+    // The name came to be after the kernel looked it up.
+    const absl::StatusOr<Attr> attr = LookupNow(dir, name);
+    if (!attr.ok()) return done(attr.status());
+    return Open(InodeId(attr->st.st_ino), flags & ~O_CREAT, /*kill_privileges=*/false,
+                [attr = *attr, done = std::move(done)](absl::StatusOr<OpenResult> open) mutable {
+                  if (!open.ok()) return done(open.status());
+                  attr.stable = false;
+                  done(CreateResult{attr, *open});
+                });
+  }
+  if (!created.ok()) return done(std::move(created));
+  DoneDurably(flags, [this, created = *created, done = std::move(done)](absl::Status s) mutable {
+    if (s.ok()) return done(created);
+    Release(created.open.handle);
+    done(PosixError(EIO));
+  });
+}
+
+void LocalFileSystem::CreateUnnamed(const Caller& caller, InodeId dir, uint32_t mode, int flags,
+                                    Done<CreateResult> done) {
+  done(CreateNow(caller, dir, "", S_IFREG | (mode & 07777u), flags, /*unnamed=*/true));
+}
+
+absl::Status LocalFileSystem::EraseOrphan(InodeId ino, const InodeRecord& record, bool marked) {
+  Shard::Update update(shard_.get());
+  CFS_RETURN_IF_ERROR(names_->EraseInode(ino, record, marked, &update));
+  update.DeleteQueue(QueueKind::kOrphan, ino);
+  return update.Commit();
+}
+
+void LocalFileSystem::Unpin(InodeId ino, OpenInode* inode, bool writer) {
+  CFS_CHECK((writer ? inode->writers : inode->readers) > 0);
+  if (writer) {
+    --inode->writers;
+  } else {
+    --inode->readers;
+  }
+  if (!inode->open()) {
+    if (inode->ghost) return open_.Erase(ino);
+    const auto record = shard_->GetInode(ino);
+    if (record.ok() && record->nlink == 0) {
+      const absl::Status erased = EraseOrphan(ino, *record, inode->marked);
+      if (!erased.ok()) {
+        LogWarn("unlinked file stays until the next start ino=", Raw(ino),
+                " error=", erased.ToString());
+      } else {
+        AddGhost({ino, /*orphaned=*/false, *record});
+      }
+      return open_.Erase(ino);
+    }
+  }
+  // Readers leave an access time behind, writers all the rest.
+  if (inode->writers == 0) QueueSettle(ino, inode);
+}
+
+void LocalFileSystem::Release(HandleId handle) {
+  OpenFile* const file = FileOf(handle);
+  locks_.DropHandle(file->ino, handle);
+  if (file->fd.valid()) {
+    file->fd.reset();
+    kept_descriptors_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  {
+    StripeLocks::Hold hold(&shard_->locks(), {file->ino});
+    Unpin(file->ino, file->inode, file->writes());
+  }
+  delete file;
+}
+
+void LocalFileSystem::Flush(HandleId handle, uint64_t owner, DoneStatus done) {
+  locks_.DropOwner(FileOf(handle)->ino, owner);
+  done(absl::OkStatus());
+}
+
+void LocalFileSystem::Sync(HandleId handle, bool data_only, DoneStatus done) {
+  if (unsafe_sync_) return done(absl::OkStatus());
+  io_->Run([this, file = FileOf(handle), data_only, done = std::move(done)]() mutable {
+    const Descriptor fd(this, file, O_RDONLY);
+    absl::Status status = fd.status();
+    if (status.ok() && (data_only ? fdatasync(fd.get()) : fsync(fd.get())) != 0) {
+      status = ErrnoStatus("sync of a file");
+    }
+    {
+      StripeLocks::Hold hold(&shard_->locks(), {file->ino});
+      // The kernel reports a lost write once; an application may ask again.
+      if (!status.ok() && file->inode->data_error.ok()) {
+        LogError("sync of a file failed ino=", Raw(file->ino), " error=", status.ToString());
+        file->inode->data_error = status;
+      }
+      if (status.ok()) status = file->inode->data_error;
+    }
+    if (!status.ok()) return done(std::move(status));
+    syncer_->Sync([done = std::move(done)](absl::Status s) mutable { done(std::move(s)); });
+  });
+}
+
+void LocalFileSystem::SyncDirectory(InodeId, DoneStatus done) {
+  if (unsafe_sync_) return done(absl::OkStatus());
+  syncer_->Sync([done = std::move(done)](absl::Status s) mutable { done(std::move(s)); });
+}
+
+// True if both ends of the range are in the page cache: readahead brings runs.
+bool LocalFileSystem::IsResident(int fd, uint64_t offset, size_t size) {
+  char byte;
+  iovec iov{&byte, 1};
+  for (const uint64_t at : {offset, offset + size - 1}) {
+    if (preadv2(fd, &iov, 1, static_cast<off_t>(at), RWF_NOWAIT) < 0) return false;
+  }
+  return true;
+}
+
+void LocalFileSystem::Read(HandleId handle, uint64_t offset, size_t size,
+                           Done<ReadResult> done) {
+  OpenFile* const file = FileOf(handle);
+  if (size == 0) return done(ReadResult{});
+  auto fd = std::make_unique<Descriptor>(this, file, O_RDONLY);
+  if (!fd->status().ok()) return done(fd->status());
+  if (IsResident(fd->get(), offset, size)) return done(ReadResult{fd->get(), offset, size});
+  io_->Run([fd = std::move(fd), offset, size, done = std::move(done)]() mutable {
+    done(ReadResult{fd->get(), offset, size});
+  });
+}
+
+void LocalFileSystem::Write(HandleId handle, uint64_t offset, bool kill_privileges,
+                            WriteSource source, Done<size_t> done) {
+  OpenFile* const file = FileOf(handle);
+  const Descriptor fd(this, file, O_RDWR);
+  if (!fd.status().ok()) return done(fd.status());
+  absl::StatusOr<size_t> written = source(fd.get(), offset);
+  if (!written.ok()) return done(std::move(written));
+  if (kill_privileges) {
+    StripeLocks::Hold hold(&shard_->locks(), {file->ino});
+    SetAttrRequest request;
+    request.fields = kKillPrivileges;
+    const absl::Status killed = ApplyAttr(file->ino, request, /*size_changed=*/true).status();
+    if (!killed.ok()) return done(killed);
+  }
+  if (!(file->flags & O_DSYNC)) return done(std::move(written));
+  Sync(handle, (file->flags & O_SYNC) != O_SYNC,
+       [written = *written, done = std::move(done)](absl::Status s) mutable {
+         if (!s.ok()) return done(std::move(s));
+         done(written);
+       });
+}
+
+void LocalFileSystem::Allocate(HandleId handle, int mode, uint64_t offset, uint64_t length,
+                               bool kill_privileges, DoneStatus done) {
+  io_->Run([this, file = FileOf(handle), mode, offset, length, kill_privileges,
+            done = std::move(done)]() mutable {
+    const Descriptor fd(this, file, O_RDWR);
+    if (!fd.status().ok()) return done(fd.status());
+    if (fallocate(fd.get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
+      return done(PosixError(errno));
+    }
+    if (kill_privileges) {
+      StripeLocks::Hold hold(&shard_->locks(), {file->ino});
+      SetAttrRequest request;
+      request.fields = kKillPrivileges;
+      return done(ApplyAttr(file->ino, request, /*size_changed=*/true).status());
+    }
+    done(absl::OkStatus());
+  });
+}
+
+void LocalFileSystem::CopyRange(HandleId from, uint64_t from_offset, HandleId to,
+                                uint64_t to_offset, uint64_t length, Done<uint64_t> done) {
+  io_->Run([this, from = FileOf(from), from_offset, to = FileOf(to), to_offset, length,
+            done = std::move(done)]() mutable {
+    const Descriptor in(this, from, O_RDONLY);
+    const Descriptor out(this, to, O_RDWR);
+    if (!in.status().ok()) return done(in.status());
+    if (!out.status().ok()) return done(out.status());
+    off64_t in_at = static_cast<off64_t>(from_offset);
+    off64_t out_at = static_cast<off64_t>(to_offset);
+    const ssize_t copied = copy_file_range(in.get(), &in_at, out.get(), &out_at, length, 0);
+    if (copied < 0) return done(PosixError(errno));
+    done(static_cast<uint64_t>(copied));
+  });
+}
+
+void LocalFileSystem::Seek(HandleId handle, uint64_t offset, int whence, Done<uint64_t> done) {
+  // A descriptor of its own: the kept one's position is not ours to move.
+  const auto fd = chunks_->OpenFile(FileOf(handle)->backing, O_RDONLY);
+  if (!fd.ok()) return done(PosixError(EIO));
+  const off_t at = lseek(fd->get(), static_cast<off_t>(offset), whence);
+  if (at < 0) return done(PosixError(errno));
+  done(static_cast<uint64_t>(at));
+}
+
+void LocalFileSystem::StatFs(Done<struct statvfs> done) {
+  absl::StatusOr<struct statvfs> space = chunks_->Space();
+  if (space.ok()) space->f_namemax = kNameBytesMax;
+  done(std::move(space));
+}
+
+void LocalFileSystem::GetLock(HandleId handle, uint64_t owner, FileLock lock,
+                              Done<FileLock> done) {
+  done(locks_.Test(FileOf(handle)->ino, owner, lock));
+}
+
+void LocalFileSystem::SetLock(HandleId handle, uint64_t owner, FileLock lock, bool flock,
+                              bool wait, LockRequestId id, DoneStatus done) {
+  locks_.Set(flock ? LockTable::Space::kWholeFile : LockTable::Space::kRecord,
+             FileOf(handle)->ino, handle, owner, lock, wait, id, std::move(done));
+}
+
+void LocalFileSystem::CancelLock(LockRequestId id) { locks_.Cancel(id); }
+
+absl::StatusOr<UniqueFd> LocalFileSystem::OpenBacking(BackingId backing) {
+  return chunks_->OpenFile(backing, O_RDONLY | O_NONBLOCK);
+}
+
+// ---------------------------------------------------------------- background
+
+void LocalFileSystem::QueueSettle(InodeId ino, OpenInode* inode) {
+  if (inode->queued) return;
+  inode->queued = true;
+  MutexLock lock(&background_mutex_);
+  settle_.push_back(ino);
+  if (settle_.size() == 1) background_wake_.Signal();
+}
+
+void LocalFileSystem::SettleLocked(InodeId ino, uint64_t settled) {
+  OpenInode* const open = open_.Find(ino);
+  if (open == nullptr) return;
+  open->queued = false;
+  if (open->writers > 0) return;  // Its release comes back here.
+  auto record = shard_->GetInode(ino);
+  if (!record.ok()) {
+    // Unlinked meanwhile, its mark with it.
+    if (absl::IsNotFound(record.status()) && !open->open()) open_.Erase(ino);
+    return;
+  }
+  if (open->maybe_writer) {
+    const absl::StatusOr<bool> busy = chunks_->HasWriter(open->backing);
+    if (busy.ok() ? *busy : ErrnoOf(busy.status()) != ENOENT) {
+      // A mapping or a ghost: look again later.
+      open->queued = true;
+      MutexLock lock(&background_mutex_);
+      settle_later_.push_back(ino);
+      return;
+    }
+  }
+  InodeRecord merged = *record;
+  if (!MergeBacking(&merged).ok()) return;
+  merged.attr_epoch = attr_epoch_;
+  Shard::Update update(shard_.get());
+  const bool unmark = open->marked && Raw(open->backing) < settled;
+  if (merged.size != record->size || merged.blocks != record->blocks ||
+      !(merged.mtime == record->mtime) || !(merged.atime == record->atime) ||
+      !(merged.ctime == record->ctime) || merged.attr_epoch != record->attr_epoch) {
+    update.PutInode(ino, std::move(merged));
+  }
+  if (unmark) update.DeleteQueue(QueueKind::kOpen, ino);
+  const absl::Status status = update.Commit();
+  if (!status.ok()) {
+    open->queued = true;
+    MutexLock lock(&background_mutex_);
+    settle_later_.push_back(ino);
+    return;
+  }
+  open->maybe_writer = false;
+  if (unmark) open->marked = false;
+  if (open->marked) {
+    open->queued = true;
+    MutexLock lock(&background_mutex_);
+    settle_later_.push_back(ino);
+  } else if (!open->open()) {
+    open_.Erase(ino);
+  }
+}
+
+void LocalFileSystem::SettleSome() {
+  std::deque<InodeId> batch;
+  {
+    MutexLock lock(&background_mutex_);
+    batch.swap(settle_);
+  }
+  if (batch.empty()) return;
+  // Written before any mark of a number below it goes.
+  const uint64_t settled = chunks_->settled();
+  const absl::Status status = state_->SetSettled(settled);
+  for (InodeId ino : batch) {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    SettleLocked(ino, status.ok() ? settled : 0);
+  }
+}
+
+void LocalFileSystem::ReapSome(bool all) {
+  std::vector<BackingId> doomed;
+  {
+    MutexLock lock(&background_mutex_);
+    doomed.swap(doomed_);
+  }
+  if (doomed.empty()) return;
+  // The record that named a file must be gone for good before the file is.
+  Mutex mutex;
+  CondVar synced;
+  bool finished = false;
+  absl::Status status;
+  syncer_->Sync([&](absl::Status s) {
+    MutexLock lock(&mutex);
+    status = std::move(s);
+    finished = true;
+    synced.Signal();
+  });
+  {
+    MutexLock lock(&mutex);
+    while (!finished) synced.Wait(&mutex);
+  }
+  if (!status.ok()) return;  // Still in the store: the next start removes them.
+  constexpr size_t kBatch = 256;
+  for (size_t i = 0; i < doomed.size(); i += kBatch) {
+    Shard::Update update(shard_.get());
+    for (size_t j = i; j < std::min(doomed.size(), i + kBatch); ++j) {
+      const absl::Status removed = chunks_->Remove(doomed[j]);
+      if (removed.ok() || ErrnoOf(removed) == ENOENT) update.DeleteDoomed(doomed[j]);
+    }
+    update.Commit().IgnoreError();  // Removing a file twice is no harm.
+    if (!all) {
+      // What waits for settling is more urgent than space.
+      SettleSome();
+    }
+  }
+}
+
+void LocalFileSystem::RunBackground() {
+  using Clock = std::chrono::steady_clock;
+  constexpr auto kGather = std::chrono::milliseconds(5);
+  constexpr auto kLater = std::chrono::milliseconds(100);
+  constexpr auto kSecond = std::chrono::seconds(1);
+  Clock::time_point next_later = Clock::now() + kLater;
+  Clock::time_point next_reap = Clock::now() + kSecond;
+  for (;;) {
+    {
+      MutexLock lock(&background_mutex_);
+      if (stopping_) return;
+      // A little time lets one pass serve many.
+      background_wake_.WaitFor(&background_mutex_, settle_.empty() ? kLater : kGather);
+      if (stopping_) return;
+    }
+    SettleSome();
+    const absl::Status reserved = state_->TopUp();
+    if (!reserved.ok()) LogWarn("cannot reserve numbers, retrying error=", reserved.ToString());
+    const Clock::time_point now = Clock::now();
+    if (now >= next_later) {
+      next_later = now + kLater;
+      MutexLock lock(&background_mutex_);
+      settle_.insert(settle_.end(), settle_later_.begin(), settle_later_.end());
+      settle_later_.clear();
+    }
+    bool reap = now >= next_reap;
+    if (!reap) {
+      MutexLock lock(&background_mutex_);
+      reap = doomed_.size() >= kDoomedFilesMax;
+    }
+    if (reap) {
+      next_reap = now + kSecond;
+      ReapSome(/*all=*/false);
+    }
+  }
+}
+
+absl::Status LocalFileSystem::Close() {
+  CFS_CHECK(background_.joinable());
+  {
+    MutexLock lock(&background_mutex_);
+    stopping_ = true;
+    background_wake_.Signal();
+  }
+  background_.join();
+  locks_.CancelAll();
+  io_.reset();  // Runs what is queued.
+  chunks_->StopPool();
+  // The pool's numbers are settled now, so that marks can go; twice, for what
+  // waits for its number.
+  for (int pass = 0; pass < 2; ++pass) {
+    {
+      MutexLock lock(&background_mutex_);
+      settle_.insert(settle_.end(), settle_later_.begin(), settle_later_.end());
+      settle_later_.clear();
+    }
+    SettleSome();
+  }
+  std::vector<InodeId> ghosts;
+  {
+    MutexLock lock(&ghost_mutex_);
+    for (const auto& [ino, record] : ghosts_) ghosts.push_back(ino);
+  }
+  for (InodeId ino : ghosts) Forget(ino);
+  ReapSome(/*all=*/true);
+  CFS_RETURN_IF_ERROR(chunks_->SyncAll());
+  return state_->MarkClean();
+}
+
+}  // namespace cfs

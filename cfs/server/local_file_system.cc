@@ -1,0 +1,613 @@
+#include "cfs/server/local_file_system.h"
+
+#include <dirent.h>
+#include <sys/sysmacros.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "cfs/base/check.h"
+#include "cfs/base/error.h"
+#include "cfs/base/limits.h"
+#include "cfs/base/log.h"
+#include "cfs/base/status_macros.h"
+#include "cfs/meta/acl.h"
+#include "cfs/meta/xattr.h"
+#include "cfs/ring/hash.h"
+#include "nlohmann/json.hpp"
+
+namespace cfs {
+namespace {
+
+constexpr uint32_t kBlockBytes = 4096;
+constexpr uint64_t kDirectoryBytes = 4096;
+
+timespec Later(const timespec& a, const timespec& b) { return a < b ? b : a; }
+
+bool UnsafeSyncAskedFor() {
+#ifdef CFS_FAULT_POINTS
+  return getenv("CFS_TEST_UNSAFE_FSYNC") != nullptr;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+LocalFileSystem::LocalFileSystem(const Options& options, Clock* clock,
+                                 std::unique_ptr<Store> store)
+    : node_(options.node),
+      clock_(clock),
+      daemon_io_(options.daemon_io),
+      unsafe_sync_(UnsafeSyncAskedFor()),
+      store_(std::move(store)),
+      syncer_(std::make_unique<WalSyncer>(store_.get())),
+      shard_(std::make_unique<Shard>(store_.get(), syncer_.get())),
+      names_(std::make_unique<Namespace>(shard_.get(), clock, static_cast<InodeUses*>(this))),
+      io_(std::make_unique<IoPool>(kIoThreads)) {}
+
+LocalFileSystem::~LocalFileSystem() {
+  if (background_.joinable()) {
+    {
+      MutexLock lock(&background_mutex_);
+      stopping_ = true;
+      background_wake_.Signal();
+    }
+    background_.join();
+  }
+  io_.reset();
+  chunks_.reset();
+  syncer_.reset();
+}
+
+absl::StatusOr<std::unique_ptr<LocalFileSystem>> LocalFileSystem::Open(const Options& options,
+                                                                       Clock* clock) {
+  CFS_ASSIGN_OR_RETURN(std::unique_ptr<Store> store, OpenRocksdbStore(options.meta_path));
+  std::unique_ptr<LocalFileSystem> fs(new LocalFileSystem(options, clock, std::move(store)));
+  CFS_ASSIGN_OR_RETURN(fs->state_, StoreStateKeeper::Open(fs->shard_.get()));
+  fs->attr_epoch_ = fs->state_->attr_epoch();
+  StoreStateKeeper* const state = fs->state_.get();
+  CFS_ASSIGN_OR_RETURN(fs->chunks_, ChunkStore::Open(options.data_path,
+                                                     [state] { return state->Next(); }));
+  CFS_RETURN_IF_ERROR(fs->Recover());
+  return fs;
+}
+
+absl::Status LocalFileSystem::Recover() {
+  {
+    std::string value;
+    const absl::Status root = store_->Get(Family::kRecords, InodeKey(kRootInode), &value);
+    if (absl::IsNotFound(root)) {
+      bool empty = true;
+      CFS_RETURN_IF_ERROR(store_->Scan(Family::kRecords, "", "",
+                                       [&](absl::string_view, absl::string_view) {
+                                         empty = false;
+                                         return false;
+                                       }));
+      if (!empty) return absl::DataLossError("the store has files but no root directory");
+      CFS_RETURN_IF_ERROR(names_->Format(getuid(), getgid()));
+    } else {
+      CFS_RETURN_IF_ERROR(root);
+    }
+  }
+
+  std::vector<std::pair<InodeId, BackingId>> marks;
+  std::vector<InodeId> orphans;
+  absl::Status malformed;
+  CFS_RETURN_IF_ERROR(
+      shard_->ScanQueue([&](QueueKind kind, InodeId ino, absl::string_view value) {
+        const auto backing = DecodeBacking(value);
+        if (!backing.ok()) malformed = backing.status();
+        if (!backing.ok()) return;
+        if (kind == QueueKind::kOpen) marks.emplace_back(ino, *backing);
+        if (kind == QueueKind::kOrphan) orphans.push_back(ino);
+      }));
+  CFS_RETURN_IF_ERROR(malformed);
+
+  // A file that was created and is not settled has its open mark; what else is
+  // in the unsettled range was in the pool, or its record did not survive.
+  const auto [settled, end] = state_->unsettled();
+  size_t removed = 0;
+  if (!state_->was_clean()) {
+    absl::flat_hash_set<BackingId> named;
+    for (const auto& [ino, backing] : marks) named.insert(backing);
+    for (uint64_t n = settled; n < end; ++n) {
+      if (!named.contains(BackingId(n)) && chunks_->Remove(BackingId(n)).ok()) ++removed;
+    }
+  }
+
+  for (const auto& [ino, backing] : marks) {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    OpenInode* open = open_.FindOrAdd(ino, backing);
+    open->marked = open->maybe_writer = true;
+    QueueSettle(ino, open);
+  }
+  for (InodeId ino : orphans) {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    const auto record = shard_->GetInode(ino);
+    if (absl::IsNotFound(record.status())) continue;
+    CFS_RETURN_IF_ERROR(record.status());
+    const OpenInode* open = open_.Find(ino);
+    CFS_RETURN_IF_ERROR(EraseOrphan(ino, *record, open != nullptr && open->marked));
+    open_.Erase(ino);
+  }
+  size_t doomed = 0;
+  CFS_RETURN_IF_ERROR(store_->Scan(Family::kLocal, kDoomedPrefix, kDoomedPrefix,
+                                   [&](absl::string_view key, absl::string_view) {
+                                     BackingId backing;
+                                     if (ParseDoomedKey(key, &backing)) {
+                                       MutexLock lock(&background_mutex_);
+                                       doomed_.push_back(backing);
+                                       ++doomed;
+                                     }
+                                     return true;
+                                   }));
+  CFS_ASSIGN_OR_RETURN(const uint64_t first, state_->Next());
+  chunks_->SetFirst(first);
+  chunks_->Settle(BackingId(first));
+  CFS_RETURN_IF_ERROR(state_->SetSettled(first));
+  if (!state_->was_clean()) {
+    LogInfo("recovered after an unclean end open_marks=", marks.size(),
+            " orphans=", orphans.size(), " doomed=", doomed, " unreferenced=", removed);
+  }
+  return absl::OkStatus();
+}
+
+void LocalFileSystem::Start(ChunkStore::Registrar registrar) {
+  chunks_->StartPool(std::move(registrar));
+  background_ = std::thread([this] { RunBackground(); });
+}
+
+InodeUse LocalFileSystem::UseOf(InodeId ino) {
+  const OpenInode* open = open_.Find(ino);
+  if (open == nullptr) return {};
+  return {open->open(), open->marked};
+}
+
+// ---------------------------------------------------------------- attributes
+
+Attr LocalFileSystem::AttrFromRecord(InodeId ino, const InodeRecord& r) const {
+  Attr attr;
+  struct stat& st = attr.st;
+  st.st_ino = Raw(ino);
+  st.st_mode = r.mode;
+  st.st_nlink = r.nlink;
+  st.st_uid = r.uid;
+  st.st_gid = r.gid;
+  st.st_rdev = r.rdev;
+  st.st_size = static_cast<off_t>(S_ISLNK(r.mode) ? r.target.size() : r.size);
+  st.st_blocks = static_cast<blkcnt_t>(r.blocks);
+  st.st_blksize = kBlockBytes;
+  st.st_atim = r.atime;
+  st.st_mtim = r.mtime;
+  st.st_ctim = r.ctime;
+  attr.btime = r.btime;
+  return attr;
+}
+
+absl::Status LocalFileSystem::MergeBacking(InodeRecord* r) const {
+  struct stat st;
+  absl::Status found = chunks_->Stat(r->backing, &st);
+  if (!found.ok()) {
+    if (ErrnoOf(found) != ENOENT || r->attr_epoch == attr_epoch_) {
+      LogError("backing file cannot be read backing=", Raw(r->backing),
+               " error=", found.ToString());
+      return PosixError(EIO);
+    }
+    // Created shortly before a power failure and never synced: the name may
+    // have survived, the file system below did not promise the file.
+    LogInfo("file that was never synced is empty after a power failure backing=",
+            Raw(r->backing));
+    CFS_RETURN_IF_ERROR(chunks_->CreateEmpty(r->backing));
+    CFS_RETURN_IF_ERROR(chunks_->Stat(r->backing, &st));
+  }
+  r->size = static_cast<uint64_t>(st.st_size);
+  r->blocks = static_cast<uint64_t>(st.st_blocks);
+  // Before the inode's birth the file was in the pool, or the time was set by
+  // utimens, which the record has too.
+  if (!(st.st_mtim < r->btime)) r->mtime = st.st_mtim;
+  if (!(st.st_atim < r->btime)) r->atime = st.st_atim;
+  r->ctime = Later(r->ctime, st.st_ctim);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Attr> LocalFileSystem::AttrFromBacking(InodeId ino, InodeRecord record,
+                                                      const OpenInode* open) {
+  CFS_RETURN_IF_ERROR(MergeBacking(&record));
+  Attr attr = AttrFromRecord(ino, record);
+  attr.stable = open == nullptr || !open->maybe_writer;
+  return attr;
+}
+
+absl::StatusOr<Attr> LocalFileSystem::AttrOf(InodeId ino, InodeRecord record) {
+  if (record.IsDirectory()) {
+    CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, shard_->GetBucket(ino));
+    Attr attr = AttrFromRecord(ino, record);
+    attr.st.st_nlink = 2 + bucket.subdirs;
+    attr.st.st_size = kDirectoryBytes;
+    attr.st.st_blocks = kDirectoryBytes / 512;
+    attr.st.st_mtim = bucket.mtime;
+    attr.st.st_ctim = Later(record.ctime, bucket.ctime);
+    return attr;
+  }
+  if (!record.IsRegular()) return AttrFromRecord(ino, record);
+  const OpenInode* open = open_.Find(ino);
+  if (open != nullptr) return AttrFromBacking(ino, std::move(record), open);
+  if (record.attr_epoch != attr_epoch_) {
+    CFS_RETURN_IF_ERROR(MergeBacking(&record));
+    record.attr_epoch = attr_epoch_;
+    Shard::Update update(shard_.get());
+    update.PutInode(ino, record);
+    CFS_RETURN_IF_ERROR(update.Commit());
+  }
+  return AttrFromRecord(ino, record);
+}
+
+absl::StatusOr<Attr> LocalFileSystem::GetAttrNow(InodeId ino) {
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  auto record = shard_->GetInode(ino);
+  if (record.ok()) return AttrOf(ino, *std::move(record));
+  if (absl::IsNotFound(record.status())) {
+    InodeRecord ghost;
+    {
+      MutexLock lock(&ghost_mutex_);
+      const auto it = ghosts_.find(ino);
+      if (it == ghosts_.end()) return record.status();
+      ghost = it->second;
+    }
+    if (ghost.IsRegular()) CFS_RETURN_IF_ERROR(MergeBacking(&ghost));
+    Attr attr = AttrFromRecord(ino, ghost);
+    attr.stable = false;
+    return attr;
+  }
+  return record.status();
+}
+
+void LocalFileSystem::GetAttr(InodeId ino, Done<Attr> done) { done(GetAttrNow(ino)); }
+
+absl::StatusOr<Attr> LocalFileSystem::LookupNow(InodeId dir, absl::string_view name) {
+  // A name that moves between the two locks is looked up again.
+  for (;;) {
+    InodeId ino;
+    {
+      StripeLocks::Hold hold(&shard_->locks(), {dir});
+      if (name == ".") {
+        ino = dir;
+      } else if (name == "..") {
+        CFS_ASSIGN_OR_RETURN(const InodeRecord record, shard_->GetInode(dir));
+        if (!record.IsDirectory()) return PosixError(ENOTDIR);
+        ino = record.parent;
+      } else {
+        if (name.size() > kNameBytesMax) return PosixError(ENAMETOOLONG);
+        CFS_ASSIGN_OR_RETURN(const DentryRecord dentry, shard_->GetDentry(dir, name));
+        ino = dentry.ino;
+      }
+    }
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    auto record = shard_->GetInode(ino);
+    if (record.ok()) {
+      // By handle (name_to_handle_at): what has no name is stale.
+      if (name == "." && record->nlink == 0) return NotFound();
+      return AttrOf(ino, *std::move(record));
+    }
+    if (!absl::IsNotFound(record.status()) || name == "." || name == "..") {
+      return record.status();
+    }
+  }
+}
+
+void LocalFileSystem::Lookup(InodeId dir, absl::string_view name, Done<Attr> done) {
+  done(LookupNow(dir, name));
+}
+
+void LocalFileSystem::Forget(InodeId ino) {
+  // Relaxed: the kernel forgets an inode after it has seen the reply to the
+  // unlink, which came after the count went up.
+  if (ghost_count_.load(std::memory_order_relaxed) == 0) return;
+  BackingId backing;
+  {
+    MutexLock lock(&ghost_mutex_);
+    const auto it = ghosts_.find(ino);
+    if (it == ghosts_.end()) return;
+    backing = it->second.backing;
+    ghosts_.erase(it);
+    ghost_count_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  if (backing == kNoBacking) return;
+  MutexLock lock(&background_mutex_);
+  doomed_.push_back(backing);
+  if (doomed_.size() == kDoomedFilesMax) background_wake_.Signal();
+}
+
+void LocalFileSystem::AddGhost(const Removed& removed) {
+  if (removed.ino == kNoInode || removed.orphaned) return;
+  MutexLock lock(&ghost_mutex_);
+  ghosts_[removed.ino] = removed.record;
+  ghost_count_.store(ghosts_.size(), std::memory_order_relaxed);
+}
+
+void LocalFileSystem::KillPrivileges(InodeId ino, InodeRecord* record, Shard::Update* update) {
+  if (!record->IsRegular()) return;
+  record->mode &= ~uint32_t{S_ISUID};
+  if (record->mode & S_IXGRP) record->mode &= ~uint32_t{S_ISGID};
+  if (record->flags & kHasXattrs) update->DeleteXattr(ino, "security.capability");
+}
+
+absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrRequest& request,
+                                                bool size_changed) {
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(ino));
+  const timespec now = clock_->Now();
+  Shard::Update update(shard_.get());
+  const uint32_t fields = request.fields;
+  if (size_changed) CFS_RETURN_IF_ERROR(MergeBacking(&record));
+  if (fields & kSetMode) {
+    record.mode = (record.mode & ~07777u) | (request.mode & 07777u);
+    if (record.flags & kHasAccessAcl) {
+      CFS_ASSIGN_OR_RETURN(const std::string xattr, shard_->GetXattr(ino, kAccessAclXattr));
+      CFS_ASSIGN_OR_RETURN(Acl acl, Acl::Parse(xattr));
+      acl.SetModeBits(record.mode);
+      update.PutXattr(ino, kAccessAclXattr, acl.Encode());
+    }
+  }
+  if (fields & kSetUid) record.uid = request.uid;
+  if (fields & kSetGid) record.gid = request.gid;
+  // chown(2) drops privileges whoever calls it, and so does anything the
+  // kernel asks to; a mode that comes along was meant to stay.
+  if ((fields & (kSetUid | kSetGid | kKillPrivileges)) && !(fields & kSetMode)) {
+    KillPrivileges(ino, &record, &update);
+  }
+  timespec times[2] = {{0, UTIME_OMIT}, {0, UTIME_OMIT}};
+  if (fields & kSetAtime) times[0] = fields & kSetAtimeNow ? now : request.atime;
+  if (fields & kSetMtime) times[1] = fields & kSetMtimeNow ? now : request.mtime;
+  if (fields & (kSetAtime | kSetMtime)) {
+    if (record.IsRegular()) {
+      // The backing file's times are the authority.
+      CFS_RETURN_IF_ERROR(chunks_->SetTimes(record.backing, times));
+    }
+    if (fields & kSetAtime) record.atime = times[0];
+    if (fields & kSetMtime) record.mtime = times[1];
+    if ((fields & kSetMtime) && record.IsDirectory()) {
+      CFS_ASSIGN_OR_RETURN(BucketRecord bucket, shard_->GetBucket(ino));
+      bucket.mtime = times[1];
+      update.PutBucket(ino, bucket);
+    }
+  }
+  record.ctime = now;
+  update.PutInode(ino, record);
+  CFS_RETURN_IF_ERROR(update.Commit());
+  return AttrOf(ino, std::move(record));
+}
+
+absl::StatusOr<Attr> LocalFileSystem::SetAttrNow(InodeId ino, const SetAttrRequest& request) {
+  if (!(request.fields & kSetSize)) {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    return ApplyAttr(ino, request, /*size_changed=*/false);
+  }
+  // A truncation is a write of ours: the file has a writer meanwhile, and the
+  // lock is not held while the device frees blocks.
+  OpenInode* open;
+  BackingId backing;
+  bool fresh = false;
+  {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(ino));
+    if (!record.IsRegular()) return PosixError(record.IsDirectory() ? EISDIR : EINVAL);
+    if (record.attr_epoch != attr_epoch_) CFS_RETURN_IF_ERROR(MergeBacking(&record));
+    backing = record.backing;
+    open = open_.FindOrAdd(ino, backing);
+    CFS_RETURN_IF_ERROR(BeginWriting(ino, open, &fresh));
+    ++open->writers;
+  }
+  if (fresh && cache_ != nullptr) cache_->AttrUnstable(ino);
+  const absl::Status truncated = Truncate(backing, request.size);
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  absl::StatusOr<Attr> attr =
+      truncated.ok() ? ApplyAttr(ino, request, /*size_changed=*/true) : truncated;
+  Unpin(ino, open, /*writer=*/true);
+  return attr;
+}
+
+void LocalFileSystem::SetAttr(InodeId ino, const SetAttrRequest& request, Done<Attr> done) {
+  bool slow = false;
+  if (request.fields & kSetSize) {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    const auto record = shard_->GetInode(ino);
+    struct stat st;
+    slow = record.ok() && record->IsRegular() && chunks_->Stat(record->backing, &st).ok() &&
+           st.st_blocks > kSlowTruncateBlocks;
+  }
+  SlowOrNow<Attr>(slow, std::move(done), [this, ino, request] { return SetAttrNow(ino, request); });
+}
+
+void LocalFileSystem::ReadLink(InodeId ino, Done<std::string> done) {
+  absl::StatusOr<InodeRecord> record;
+  {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    record = shard_->GetInode(ino);
+  }
+  if (!record.ok()) return done(record.status());
+  if (!S_ISLNK(record->mode)) return done(PosixError(EINVAL));
+  done(std::move(record->target));
+}
+
+// --------------------------------------------------------------------- names
+
+absl::StatusOr<Attr> LocalFileSystem::MakeInodeNow(const Caller& caller, InodeId dir,
+                                                   absl::string_view name, InodeRecord record,
+                                                   Slot slot) {
+  CFS_ASSIGN_OR_RETURN(const uint64_t counter, state_->Next());
+  const InodeId ino = MakeInode(slot, counter);
+  auto created = names_->Create(caller, dir, name, {ino, std::move(record), false});
+  // The number has no backing file, whatever became of the inode.
+  chunks_->Settle(BackingId(counter));
+  CFS_RETURN_IF_ERROR(created.status());
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  return AttrOf(ino, *std::move(created));
+}
+
+void LocalFileSystem::MakeNode(const Caller& caller, InodeId dir, absl::string_view name,
+                               uint32_t mode, uint64_t rdev, Done<Attr> done) {
+  if (S_ISREG(mode) || (mode & S_IFMT) == 0) {
+    auto created = CreateNow(caller, dir, name, S_IFREG | (mode & 07777u), O_RDONLY | O_EXCL,
+                             /*unnamed=*/false);
+    if (!created.ok()) return done(created.status());
+    Release(created->open.handle);
+    return done(std::move(created->attr));
+  }
+  if (S_ISDIR(mode) || S_ISLNK(mode)) return done(PosixError(EINVAL));
+  InodeRecord record;
+  record.mode = mode;
+  record.rdev = rdev;
+  done(MakeInodeNow(caller, dir, name, std::move(record), SlotOf(dir)));
+}
+
+void LocalFileSystem::MakeDirectory(const Caller& caller, InodeId dir, absl::string_view name,
+                                    uint32_t mode, Done<Attr> done) {
+  InodeRecord record;
+  record.mode = S_IFDIR | (mode & 07777u);
+  done(MakeInodeNow(caller, dir, name, std::move(record), SpreadSlot(dir, name)));
+}
+
+void LocalFileSystem::MakeSymlink(const Caller& caller, InodeId dir, absl::string_view name,
+                                  absl::string_view target, Done<Attr> done) {
+  if (target.empty()) return done(NotFound());
+  if (target.size() > kSymlinkBytesMax) return done(PosixError(ENAMETOOLONG));
+  InodeRecord record;
+  record.mode = S_IFLNK | 0777;
+  record.target = std::string(target);
+  done(MakeInodeNow(caller, dir, name, std::move(record), SlotOf(dir)));
+}
+
+void LocalFileSystem::Link(InodeId ino, InodeId dir, absl::string_view name, Done<Attr> done) {
+  auto linked = names_->Link(ino, dir, name);
+  if (!linked.ok()) return done(linked.status());
+  done(GetAttrNow(ino));
+}
+
+void LocalFileSystem::Unlink(InodeId dir, absl::string_view name, DoneStatus done) {
+  const auto removed = names_->Unlink(dir, name);
+  if (removed.ok()) AddGhost(*removed);
+  done(removed.status());
+}
+
+void LocalFileSystem::RemoveDirectory(InodeId dir, absl::string_view name, DoneStatus done) {
+  const auto removed = names_->RemoveDirectory(dir, name);
+  if (removed.ok()) AddGhost(*removed);
+  done(removed.status());
+}
+
+void LocalFileSystem::Rename(InodeId from_dir, absl::string_view from_name, InodeId to_dir,
+                             absl::string_view to_name, uint32_t flags, DoneStatus done) {
+  const auto removed = names_->Rename(from_dir, from_name, to_dir, to_name, flags);
+  if (removed.ok()) AddGhost(*removed);
+  done(removed.status());
+}
+
+void LocalFileSystem::List(InodeId dir, uint64_t offset, size_t bytes_max, size_t entry_bytes,
+                           bool attributes, Done<std::vector<ListedEntry>> done) {
+  std::vector<ListedEntry> entries;
+  size_t bytes = 0;
+  absl::Status status =
+      ReadDirectory(shard_.get(), dir, offset, [&](const DirectoryEntry& entry) {
+        bytes += (entry_bytes + entry.name.size() + 7) & ~size_t{7};
+        if (bytes > bytes_max) return false;
+        ListedEntry& listed = entries.emplace_back();
+        listed.entry = entry;
+        return true;
+      });
+  // A directory that was removed while open lists nothing.
+  if (absl::IsNotFound(status)) return done(std::move(entries));
+  if (!status.ok()) return done(std::move(status));
+  if (attributes) {
+    std::vector<InodeId> inos;
+    for (const ListedEntry& listed : entries) inos.push_back(listed.entry.ino);
+    shard_->Prefetch(inos);
+    for (ListedEntry& listed : entries) {
+      // What went away meanwhile is listed without attributes.
+      absl::StatusOr<Attr> attr = GetAttrNow(listed.entry.ino);
+      listed.has_attr = attr.ok();
+      if (attr.ok()) listed.attr = *std::move(attr);
+    }
+  }
+  done(std::move(entries));
+}
+
+void LocalFileSystem::GetXattr(InodeId ino, absl::string_view name, Done<std::string> done) {
+  done(cfs::GetXattr(shard_.get(), ino, name));
+}
+
+void LocalFileSystem::ListXattrs(InodeId ino, Done<std::vector<std::string>> done) {
+  done(cfs::ListXattrs(shard_.get(), ino));
+}
+
+void LocalFileSystem::SetXattr(InodeId ino, absl::string_view name, absl::string_view value,
+                               int flags, bool clear_setgid, DoneStatus done) {
+  done(cfs::SetXattr(shard_.get(), clock_, ino, name, value, flags, clear_setgid));
+}
+
+void LocalFileSystem::RemoveXattr(InodeId ino, absl::string_view name, DoneStatus done) {
+  done(cfs::RemoveXattr(shard_.get(), clock_, ino, name));
+}
+
+// -------------------------------------------------------------------- status
+
+nlohmann::json LocalFileSystem::Status() {
+  nlohmann::json status;
+  {
+    MutexLock lock(&ghost_mutex_);
+    status["ghosts"] = ghosts_.size();
+  }
+  {
+    MutexLock lock(&background_mutex_);
+    status["settling"] = settle_.size() + settle_later_.size();
+    status["doomed"] = doomed_.size();
+  }
+  status["open_inodes"] = open_.size();
+  status["rocksdb_memory_bytes"] = store_->MemoryBytes();
+  status["wal_syncs"] = syncer_->syncs();
+  status["attr_epoch"] = attr_epoch_;
+  status["locks_held"] = locks_.locks();
+  status["lock_waiters"] = locks_.waiters();
+  return status;
+}
+
+nlohmann::json LocalFileSystem::ChunkStatus() {
+  nlohmann::json status = {{"pool", chunks_->pool_size()}, {"settled", chunks_->settled()}};
+  const absl::StatusOr<struct statvfs> space = chunks_->Space();
+  if (space.ok()) {
+    status["free_bytes"] = uint64_t{space->f_bavail} * space->f_frsize;
+    status["total_bytes"] = uint64_t{space->f_blocks} * space->f_frsize;
+  }
+  return status;
+}
+
+nlohmann::json LocalFileSystem::Describe(InodeId ino) {
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  const auto record = shard_->GetInode(ino);
+  if (!record.ok()) {
+    return {{"ok", false}, {"error", "no such inode"}, {"errno", ErrnoOf(record.status())}};
+  }
+  const OpenInode* open = open_.Find(ino);
+  nlohmann::json reply = {{"ok", true},
+                          {"ino", Raw(ino)},
+                          {"slot", Raw(SlotOf(ino))},
+                          {"home", Raw(node_)},
+                          {"open_count", open == nullptr ? 0 : open->readers + open->writers},
+                          {"has_writer", open != nullptr && open->maybe_writer}};
+  if (record->IsRegular()) {
+    reply["layout"] = "whole";
+    reply["backing"] = chunks_->PathOf(record->backing);
+    reply["mode"] = open == nullptr || !open->open() ? "closed"
+                    : daemon_io_                     ? "daemon-io"
+                                                     : "passthrough";
+  } else {
+    reply["layout"] = "none";
+  }
+  return reply;
+}
+
+}  // namespace cfs

@@ -1,0 +1,40 @@
+#include "cfs/tier/io_pool.h"
+
+#include <utility>
+
+namespace cfs {
+
+IoPool::IoPool(int threads) {
+  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+}
+
+IoPool::~IoPool() {
+  {
+    MutexLock lock(&mutex_);
+    stopping_ = true;
+    wake_.SignalAll();
+  }
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void IoPool::Run(absl::AnyInvocable<void()> task) {
+  MutexLock lock(&mutex_);
+  tasks_.push_back(std::move(task));
+  wake_.Signal();
+}
+
+void IoPool::Work() {
+  for (;;) {
+    absl::AnyInvocable<void()> task;
+    {
+      MutexLock lock(&mutex_);
+      while (tasks_.empty() && !stopping_) wake_.Wait(&mutex_);
+      if (tasks_.empty()) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+    }
+    task();
+  }
+}
+
+}  // namespace cfs

@@ -1,0 +1,36 @@
+// Threads for what may wait for a device.
+#ifndef CFS_TIER_IO_POOL_H_
+#define CFS_TIER_IO_POOL_H_
+
+#include <deque>
+#include <thread>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "cfs/base/mutex.h"
+
+namespace cfs {
+
+// Guarantees: tasks start in order; all tasks run before the destructor
+// returns. Thread-safe. The queue is as long as the number of requests that
+// the kernel has outstanding, which it bounds.
+class IoPool {
+ public:
+  explicit IoPool(int threads);
+  ~IoPool();
+
+  void Run(absl::AnyInvocable<void()> task);
+
+ private:
+  void Work();
+
+  Mutex mutex_;
+  CondVar wake_;
+  std::deque<absl::AnyInvocable<void()>> tasks_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace cfs
+
+#endif  // CFS_TIER_IO_POOL_H_

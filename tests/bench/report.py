@@ -1,0 +1,103 @@
+"""Ratios, verdicts and the table."""
+
+import statistics
+
+
+def summary(samples):
+    if not samples:
+        return None
+    return {"median": statistics.median(samples), "min": min(samples), "max": max(samples)}
+
+
+def ratios(values, over, under):
+    """Round by round; None where one of the two was not measured."""
+    if over not in values or under not in values:
+        return None
+    return summary([a / b for a, b in zip(values[over], values[under])])
+
+
+def analyse(row, store, values, transport):
+    cfs, null = f"cfs-{transport}", f"null-{transport}"
+    result = {
+        "cfs/null": ratios(values, cfs, null),
+        "cfs/native": ratios(values, cfs, "native"),
+        "null/native": ratios(values, null, "native"),
+        "verdicts": [],
+    }
+    if store not in row.stores:
+        return result
+    if row.of_null is not None and result["cfs/null"]:
+        result["verdicts"].append(verdict(result["cfs/null"], row.of_null, "null"))
+    if row.of_native is not None and result["cfs/native"]:
+        ceiling = result["null/native"]
+        # Data rows ask of cfs only what FUSE can give; stat_warm never reaches a daemon.
+        if not row.fio or (ceiling and ceiling["median"] >= row.of_native):
+            result["verdicts"].append(verdict(result["cfs/native"], row.of_native, "native"))
+    return result
+
+
+def verdict(ratio, target, of):
+    return {"of": of, "target": target, "pass": ratio["median"] >= target}
+
+
+def number(value):
+    if value >= 99_950:
+        return f"{value / 1000:.0f}k"
+    if value >= 9_995:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.0f}"
+
+
+def cell(samples):
+    s = summary(samples) if samples else None
+    return f"{number(s['median'])} ({number(s['min'])}..{number(s['max'])})" if s else "-"
+
+
+def ratio_cell(ratio):
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})" if ratio else "-"
+
+
+def verdict_cell(verdicts):
+    return ", ".join(
+        f">= {v['target']:.2f} of {v['of']} {'PASS' if v['pass'] else 'MISS'}" for v in verdicts
+    )
+
+
+def print_table(header, lines):
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+    for line in [header, *lines]:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
+
+
+def report(results, rows):
+    for store, result in results["stores"].items():
+        for transport in results["transports"]:
+            print(f"\n{store} store ({result['file_system']}), transport {transport}: "
+                  "median (min..max)")
+            header = ["row", "unit", "cfs", "null", "native", "cfs/null", "cfs/native",
+                      "null/native", "target"]
+            lines = []
+            for row in rows:
+                values = result["rows"][row.name]
+                found = result["ratios"][transport][row.name]
+                lines.append([
+                    row.name, row.unit,
+                    *(cell(values.get(name))
+                      for name in (f"cfs-{transport}", f"null-{transport}", "native")),
+                    *(ratio_cell(found[key]) for key in ("cfs/null", "cfs/native", "null/native")),
+                    verdict_cell(found["verdicts"]),
+                ])
+            print_table(header, lines)
+        for name, count in result["bytes_through_daemon"].items():
+            print(f"data bytes through the daemon of {name}: "
+                  f"{count['read']} read, {count['written']} written")
+    verdicts = [
+        v
+        for result in results["stores"].values()
+        for by_row in result["ratios"].values()
+        for found in by_row.values()
+        for v in found["verdicts"]
+    ]
+    if verdicts:
+        missed = sum(not v["pass"] for v in verdicts)
+        print(f"\ntargets: {len(verdicts) - missed} PASS, {missed} MISS")
