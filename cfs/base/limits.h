@@ -30,6 +30,8 @@ inline constexpr size_t kIdleBackingsMax = 32 << 10;
 inline constexpr size_t kDescriptorCacheMax = 1024;
 // Freeing more 512-byte blocks than this may take long: not in a FUSE thread.
 inline constexpr int64_t kSlowTruncateBlocks = (64 << 20) / 512;
+// Below this share of free space, an unlink frees before it replies.
+inline constexpr uint64_t kShortSpaceShare = 8;
 inline constexpr size_t kDoomedFilesMax = 64 << 10;
 
 // Threads.

@@ -40,7 +40,6 @@ namespace {
 
 // The files that a busy node keeps open.
 constexpr rlim_t kFilesWanted = 20'000;
-constexpr uint64_t kPageBytes = 4096;
 constexpr uint64_t kPagesLimitDefault = 256;
 constexpr char kEnableUring[] = "/sys/module/fuse/parameters/enable_uring";
 
@@ -253,7 +252,7 @@ Check CheckRequestSize(const Machine&) {
   const auto text = ReadFile("/proc/sys/fs/fuse/max_pages_limit");
   uint64_t pages = kPagesLimitDefault;
   if (text && !absl::SimpleAtoi(*text, &pages)) pages = kPagesLimitDefault;
-  const std::string finding = absl::StrCat("up to ", HumanBytes(pages * kPageBytes));
+  const std::string finding = absl::StrCat("up to ", HumanBytes(pages * getpagesize()));
   if (pages >= kPagesLimitDefault) return {"request size", Level::kOk, finding, ""};
   return {"request size", Level::kWarn, finding,
           absl::StrCat("sysctl fs.fuse.max_pages_limit=", kPagesLimitDefault)};

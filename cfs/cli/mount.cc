@@ -145,11 +145,7 @@ absl::Status RunMount(Options* options, const std::string& path, const RunNodeFn
   }
   CFS_ASSIGN_OR_RETURN(config.mountpoint, ExistingMountPoint(path));
   CFS_RETURN_IF_ERROR(CheckMountPoint(config.mountpoint));
-  std::error_code error;
-  config.store_dir =
-      std::filesystem::weakly_canonical(std::filesystem::absolute(config.store_dir, error), error)
-          .string();
-  if (error) return ErrnoStatus(error.value(), "store");
+  CFS_ASSIGN_OR_RETURN(config.store_dir, ResolveStorePath(config.store_dir));
   CFS_RETURN_IF_ERROR(CheckNesting(config.mountpoint, config.store_dir));
   CFS_RETURN_IF_ERROR(CheckFuseDevice());
   if (options->foreground) return Serve(*options, run_node, [] {});

@@ -173,14 +173,6 @@ absl::Status Mount::Start() {
           abilities_.passthrough ? "on" : absl::StrCat("off (", why, ")"),
           " io_uring=", abilities_.io_uring ? "on" : "off",
           " locks=", abilities_.daemon_locks ? "daemon" : "kernel");
-
-  // Reads through the daemon come in pieces as large as readahead.
-  struct stat st;
-  if (!abilities_.passthrough && stat(config_.mountpoint.c_str(), &st) == 0) {
-    std::ofstream(absl::StrCat("/sys/class/bdi/", major(st.st_dev), ":", minor(st.st_dev),
-                               "/read_ahead_kb"))
-        << 4096;
-  }
   return absl::OkStatus();
 }
 
@@ -217,7 +209,8 @@ void Mount::Init(fuse_conn_info* conn) {
 }
 
 int Mount::RegisterFresh(int fd) {
-  if (!passthrough_->enabled()) return 0;
+  MutexLock lock(&registry_mutex_);
+  if (gone_ || !passthrough_->enabled()) return 0;
   const absl::StatusOr<int> id = registry_->Register(fd);
   return id.ok() ? *id : 0;
 }
@@ -226,6 +219,14 @@ void Mount::Serve() {
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const int count = std::clamp(cores + 1, kFuseThreadsMin, kFuseThreadsMax);
   for (int i = 0; i < count; ++i) threads_.emplace_back([this] { Work(); });
+
+  // Reads through the daemon come in pieces as large as readahead.
+  struct stat st;
+  if (!abilities_.passthrough && stat(config_.mountpoint.c_str(), &st) == 0) {
+    std::ofstream(absl::StrCat("/sys/class/bdi/", major(st.st_dev), ":", minor(st.st_dev),
+                               "/read_ahead_kb"))
+        << 4096;
+  }
 }
 
 void Mount::Work() {
@@ -246,8 +247,12 @@ void Mount::Work() {
 absl::Status Mount::Wait() {
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
-  passthrough_.reset();
-  // Ends the ring threads and, unless the mount is gone already, unmounts.
+  {
+    // The pool's thread may outlive the connection.
+    MutexLock lock(&registry_mutex_);
+    gone_ = true;
+  }
+  // Unmounts, unless that is done, and ends the ring threads.
   fuse_session_unmount(session_);
   fuse_session_destroy(std::exchange(session_, nullptr));
   const int error = error_.load(std::memory_order_relaxed);
@@ -280,6 +285,12 @@ void Mount::AttrUnstable(InodeId ino) {
   // Attributes only (a negative offset): takes no page or inode lock, so it may
   // be called from within a request. The kernel may not know the inode.
   fuse_lowlevel_notify_inval_inode(session_, Raw(ino), -1, 0);
+}
+
+void Mount::ListingChanged(InodeId dir) {
+  // Drops the pages that hold the listing; nobody holds one of a directory for
+  // longer than it takes to copy names.
+  fuse_lowlevel_notify_inval_inode(session_, Raw(dir), 0, 0);
 }
 
 void Mount::FillOpen(const OpenResult& open, fuse_file_info* info) {

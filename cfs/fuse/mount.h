@@ -57,6 +57,7 @@ class Mount final : public KernelCache {
   nlohmann::json Status();
 
   void AttrUnstable(InodeId ino) override;
+  void ListingChanged(InodeId dir) override;
 
  private:
   friend struct Handlers;  // ops.cc: what libfuse calls.
@@ -72,6 +73,10 @@ class Mount final : public KernelCache {
   FileSystem* const fs_;
   bool initialized_ = false;
   std::unique_ptr<BackingRegistry> registry_;
+  // Held while a pool file is registered, so that the device is not closed (and
+  // its number used again) under it.
+  Mutex registry_mutex_;
+  bool gone_ ABSL_GUARDED_BY(registry_mutex_) = false;
   std::unique_ptr<Passthrough> passthrough_;
   FuseCounters counters_;
   std::vector<std::thread> threads_;

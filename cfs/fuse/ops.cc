@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
@@ -221,11 +222,15 @@ struct Handlers {
   static void ListXattr(fuse_req_t req, fuse_ino_t ino, size_t size) {
     Begin(req, FuseOp::listxattr)
         ->ListXattrs(InodeId(ino),
-                     [reply = Reply(req),
-                      size](absl::StatusOr<std::vector<std::string>> names) mutable {
+                     // Only root may know of trusted attributes.
+                     [reply = Reply(req), size,
+                      trusted = fuse_req_ctx(req)->uid == 0](absl::StatusOr<std::vector<std::string>> names) mutable {
                        if (!names.ok()) return reply.Status(names.status());
                        std::string list;
-                       for (const std::string& name : *names) list.append(name).push_back('\0');
+                       for (const std::string& name : *names) {
+                         if (!trusted && absl::StartsWith(name, "trusted.")) continue;
+                         list.append(name).push_back('\0');
+                       }
                        if (size == 0) return reply.XattrSize(list.size());
                        if (list.size() > size) return reply.Errno(ERANGE);
                        reply.Bytes(list);

@@ -51,15 +51,6 @@ std::unique_ptr<BackingRegistry> KernelBackingRegistry(int fuse_fd) {
   return std::make_unique<KernelRegistry>(fuse_fd);
 }
 
-Passthrough::~Passthrough() {
-  for (Part& part : parts_) {
-    MutexLock lock(&part.mutex);
-    for (auto& [ino, inode] : part.inodes) {
-      if (inode.id > 0) registry_->Unregister(inode.id);
-    }
-  }
-}
-
 int Passthrough::Acquire(InodeId ino, int registered,
                          absl::FunctionRef<absl::StatusOr<UniqueFd>()> open) {
   if (!enabled()) return 0;

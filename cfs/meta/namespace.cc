@@ -198,6 +198,12 @@ absl::Status Namespace::DropLink(InodeId ino, InodeRecord record, const timespec
   return EraseInode(ino, record, use.marked, update);
 }
 
+absl::Status Namespace::Commit(const Removed& removed, Shard::Update* update) {
+  CFS_RETURN_IF_ERROR(update->Commit());
+  if (removed.ino != kNoInode && !removed.orphaned) uses_->Erased(removed.ino, removed.record);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Removed> Namespace::Unlink(InodeId dir, absl::string_view name) {
   CFS_RETURN_IF_ERROR(CheckName(name));
   for (;;) {
@@ -215,7 +221,7 @@ absl::StatusOr<Removed> Namespace::Unlink(InodeId dir, absl::string_view name) {
     update.DeleteDentry(dir, name);
     CFS_RETURN_IF_ERROR(ChangeBucket(dir, -1, 0, now, &update));
     CFS_RETURN_IF_ERROR(DropLink(ino, std::move(record), now, &update, &removed));
-    CFS_RETURN_IF_ERROR(update.Commit());
+    CFS_RETURN_IF_ERROR(Commit(removed, &update));
     return removed;
   }
 }
@@ -239,10 +245,9 @@ absl::StatusOr<Removed> Namespace::RemoveDirectory(InodeId dir, absl::string_vie
     CFS_RETURN_IF_ERROR(ChangeBucket(dir, -1, -1, now, &update));
     record.ctime = now;
     CFS_RETURN_IF_ERROR(EraseInode(ino, record, /*marked=*/false, &update));
-    CFS_RETURN_IF_ERROR(update.Commit());
     record.nlink = 0;
-    removed.ino = ino;
-    removed.record = std::move(record);
+    removed = {ino, /*orphaned=*/false, std::move(record)};
+    CFS_RETURN_IF_ERROR(Commit(removed, &update));
     return removed;
   }
 }
@@ -258,7 +263,7 @@ absl::StatusOr<bool> Namespace::IsBelow(InodeId dir, InodeId ancestor) {
   return ancestor == kRootInode;
 }
 
-absl::StatusOr<Removed> Namespace::Rename(InodeId from_dir, absl::string_view from_name,
+absl::StatusOr<Renamed> Namespace::Rename(InodeId from_dir, absl::string_view from_name,
                                           InodeId to_dir, absl::string_view to_name,
                                           uint32_t flags) {
   CFS_RETURN_IF_ERROR(CheckName(from_name));
@@ -272,13 +277,13 @@ absl::StatusOr<Removed> Namespace::Rename(InodeId from_dir, absl::string_view fr
     CFS_ASSIGN_OR_RETURN(const InodeId to_ino, Peek(to_dir, to_name));
     if (from_ino == kNoInode) return NotFound();
     bool changed = false;
-    absl::StatusOr<Removed> result =
+    absl::StatusOr<Renamed> result =
         RenameLocked(from_dir, from_name, to_dir, to_name, flags, from_ino, to_ino, &changed);
     if (!changed) return result;
   }
 }
 
-absl::StatusOr<Removed> Namespace::RenameLocked(InodeId from_dir, absl::string_view from_name,
+absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_view from_name,
                                                 InodeId to_dir, absl::string_view to_name,
                                                 uint32_t flags, InodeId from_ino, InodeId to_ino,
                                                 bool* changed) {
@@ -321,7 +326,7 @@ absl::StatusOr<Removed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
   if (!to.ok() && !absl::IsNotFound(to.status())) return to.status();
   if ((from.ok() ? from->ino : kNoInode) != from_ino || (to.ok() ? to->ino : kNoInode) != to_ino) {
     *changed = true;
-    return Removed{};
+    return Renamed{};
   }
   CFS_RETURN_IF_ERROR(GetDirectory(to_dir).status());
   CFS_ASSIGN_OR_RETURN(InodeRecord source, shard_->GetInode(from_ino));
@@ -329,7 +334,8 @@ absl::StatusOr<Removed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
 
   const timespec now = clock_->Now();
   Shard::Update update(shard_);
-  Removed removed;
+  Renamed renamed;
+  Removed& removed = renamed.removed;
   const int source_dir = source.IsDirectory() ? 1 : 0;
   if (to_ino == kNoInode) {
     if (exchange) return NotFound();
@@ -344,7 +350,7 @@ absl::StatusOr<Removed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
   } else {
     if (flags & RENAME_NOREPLACE) return PosixError(EEXIST);
     // Two names of one inode: POSIX says to do nothing.
-    if (to_ino == from_ino) return removed;
+    if (to_ino == from_ino) return renamed;
     CFS_ASSIGN_OR_RETURN(InodeRecord target, shard_->GetInode(to_ino));
     const int target_dir = target.IsDirectory() ? 1 : 0;
     if (exchange) {
@@ -353,7 +359,10 @@ absl::StatusOr<Removed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
       if (across) {
         CFS_RETURN_IF_ERROR(ChangeBucket(from_dir, 0, target_dir - source_dir, now, &update));
         CFS_RETURN_IF_ERROR(ChangeBucket(to_dir, 0, source_dir - target_dir, now, &update));
-        if (target_dir) target.parent = from_dir;
+        if (target_dir) {
+          target.parent = from_dir;
+          renamed.moved[1] = to_ino;
+        }
       } else {
         CFS_RETURN_IF_ERROR(ChangeBucket(from_dir, 0, 0, now, &update));
       }
@@ -383,10 +392,13 @@ absl::StatusOr<Removed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
     }
   }
   source.ctime = now;
-  if (source_dir && across) source.parent = to_dir;
+  if (source_dir && across) {
+    source.parent = to_dir;
+    renamed.moved[0] = from_ino;
+  }
   update.PutInode(from_ino, std::move(source));
-  CFS_RETURN_IF_ERROR(update.Commit());
-  return removed;
+  CFS_RETURN_IF_ERROR(Commit(removed, &update));
+  return renamed;
 }
 
 }  // namespace cfs

@@ -30,11 +30,13 @@ struct InodeUse {
   bool marked = false;  // An open mark is in the store.
 };
 
-// Tells an inode's use. Called with the inode's stripe lock held.
+// Knows what inodes are used for. Called with the inode's stripe lock held.
 class InodeUses {
  public:
   virtual ~InodeUses() = default;
   virtual InodeUse UseOf(InodeId ino) = 0;
+  // The inode's record is gone from the store; the kernel may still know it.
+  virtual void Erased(InodeId ino, const InodeRecord& last) = 0;
 };
 
 // An inode whose last name went away.
@@ -42,6 +44,13 @@ struct Removed {
   InodeId ino = kNoInode;  // kNoInode: it has other names, or there was none.
   bool orphaned = false;   // Open: its record stays until the last release.
   InodeRecord record;
+};
+
+// What a rename did beside the names.
+struct Renamed {
+  Removed removed;
+  // Directories that have another parent now: their ".." changed.
+  InodeId moved[2] = {kNoInode, kNoInode};
 };
 
 // Guarantees: an operation happens whole or not at all. Thread-safe; takes the
@@ -72,7 +81,7 @@ class Namespace {
   absl::StatusOr<Removed> Unlink(InodeId dir, absl::string_view name);
   absl::StatusOr<Removed> RemoveDirectory(InodeId dir, absl::string_view name);
   // `flags` as for renameat2(2).
-  absl::StatusOr<Removed> Rename(InodeId from_dir, absl::string_view from_name, InodeId to_dir,
+  absl::StatusOr<Renamed> Rename(InodeId from_dir, absl::string_view from_name, InodeId to_dir,
                                  absl::string_view to_name, uint32_t flags);
 
   // Adds to `update` what ends an inode: record, xattrs, marks, backing file.
@@ -91,13 +100,15 @@ class Namespace {
   // One entry more or less in a directory.
   absl::Status ChangeBucket(InodeId dir, int entries, int subdirs, const timespec& now,
                             Shard::Update* update);
+  // Commits, and tells of an inode that went with it.
+  absl::Status Commit(const Removed& removed, Shard::Update* update);
   absl::Status DropLink(InodeId ino, InodeRecord record, const timespec& now,
                         Shard::Update* update, Removed* removed);
   // Owner, mode and ACLs of a new inode below `dir`.
   absl::Status Inherit(const Caller& caller, InodeId dir, const InodeRecord& parent,
                        NewInode* inode, Shard::Update* update);
   absl::StatusOr<bool> IsBelow(InodeId dir, InodeId ancestor);
-  absl::StatusOr<Removed> RenameLocked(InodeId from_dir, absl::string_view from_name,
+  absl::StatusOr<Renamed> RenameLocked(InodeId from_dir, absl::string_view from_name,
                                        InodeId to_dir, absl::string_view to_name, uint32_t flags,
                                        InodeId from_ino, InodeId to_ino, bool* changed);
 

@@ -111,6 +111,8 @@ class KernelCache {
   virtual ~KernelCache() = default;
   // Size and times of the inode may change unseen from now on.
   virtual void AttrUnstable(InodeId ino) = 0;
+  // What is cached of the directory's listing is no longer true.
+  virtual void ListingChanged(InodeId dir) = 0;
 };
 
 class FileSystem {

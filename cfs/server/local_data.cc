@@ -93,19 +93,12 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
   bool fresh = false;
   {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
-    auto record = shard_->GetInode(ino);
-    bool ghost = false;
-    if (absl::IsNotFound(record.status())) {
-      // Through /proc/self/fd, after the last name is gone.
-      MutexLock lock(&ghost_mutex_);
-      const auto it = ghosts_.find(ino);
-      if (it != ghosts_.end()) {
-        record = it->second;
-        ghost = true;
-      }
-    }
+    // A ghost is opened through /proc/self/fd, after its last name is gone.
+    bool ghost;
+    absl::StatusOr<InodeRecord> record = RecordOf(ino, &ghost);
     CFS_RETURN_IF_ERROR(record.status());
     if (!record->IsRegular()) return PosixError(record->IsDirectory() ? EISDIR : EINVAL);
+    if (record->backing == kNoBacking) return PosixError(ESTALE);  // Freed already.
     if (record->attr_epoch != attr_epoch_) CFS_RETURN_IF_ERROR(MergeBacking(&*record));
     open = open_.FindOrAdd(ino, record->backing);
     open->ghost = ghost;
@@ -255,7 +248,7 @@ void LocalFileSystem::Unpin(InodeId ino, OpenInode* inode, bool writer) {
         LogWarn("unlinked file stays until the next start ino=", Raw(ino),
                 " error=", erased.ToString());
       } else {
-        AddGhost({ino, /*orphaned=*/false, *record});
+        Erased(ino, *record);
       }
       return open_.Erase(ino);
     }
@@ -556,6 +549,9 @@ void LocalFileSystem::RunBackground() {
     const Clock::time_point now = Clock::now();
     if (now >= next_later) {
       next_later = now + kLater;
+      const absl::StatusOr<struct statvfs> space = chunks_->Space();
+      space_is_short_.store(space.ok() && space->f_bavail < space->f_blocks / kShortSpaceShare,
+                            std::memory_order_relaxed);
       MutexLock lock(&background_mutex_);
       settle_.insert(settle_.end(), settle_later_.begin(), settle_later_.end());
       settle_later_.clear();

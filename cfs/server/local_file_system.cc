@@ -249,22 +249,13 @@ absl::StatusOr<Attr> LocalFileSystem::AttrOf(InodeId ino, InodeRecord record) {
 
 absl::StatusOr<Attr> LocalFileSystem::GetAttrNow(InodeId ino) {
   StripeLocks::Hold hold(&shard_->locks(), {ino});
-  auto record = shard_->GetInode(ino);
-  if (record.ok()) return AttrOf(ino, *std::move(record));
-  if (absl::IsNotFound(record.status())) {
-    InodeRecord ghost;
-    {
-      MutexLock lock(&ghost_mutex_);
-      const auto it = ghosts_.find(ino);
-      if (it == ghosts_.end()) return record.status();
-      ghost = it->second;
-    }
-    if (ghost.IsRegular()) CFS_RETURN_IF_ERROR(MergeBacking(&ghost));
-    Attr attr = AttrFromRecord(ino, ghost);
-    attr.stable = false;
-    return attr;
-  }
-  return record.status();
+  bool ghost;
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, RecordOf(ino, &ghost));
+  if (!ghost) return AttrOf(ino, std::move(record));
+  if (record.backing != kNoBacking) CFS_RETURN_IF_ERROR(MergeBacking(&record));
+  Attr attr = AttrFromRecord(ino, record);
+  attr.stable = false;
+  return attr;
 }
 
 void LocalFileSystem::GetAttr(InodeId ino, Done<Attr> done) { done(GetAttrNow(ino)); }
@@ -323,11 +314,21 @@ void LocalFileSystem::Forget(InodeId ino) {
   if (doomed_.size() == kDoomedFilesMax) background_wake_.Signal();
 }
 
-void LocalFileSystem::AddGhost(const Removed& removed) {
-  if (removed.ino == kNoInode || removed.orphaned) return;
+void LocalFileSystem::Erased(InodeId ino, const InodeRecord& last) {
   MutexLock lock(&ghost_mutex_);
-  ghosts_[removed.ino] = removed.record;
+  ghosts_[ino] = last;
   ghost_count_.store(ghosts_.size(), std::memory_order_relaxed);
+}
+
+absl::StatusOr<InodeRecord> LocalFileSystem::RecordOf(InodeId ino, bool* ghost) {
+  *ghost = false;
+  auto record = shard_->GetInode(ino);
+  if (!absl::IsNotFound(record.status())) return record;
+  MutexLock lock(&ghost_mutex_);
+  const auto it = ghosts_.find(ino);
+  if (it == ghosts_.end()) return PosixError(ESTALE);
+  *ghost = true;
+  return it->second;
 }
 
 void LocalFileSystem::KillPrivileges(InodeId ino, InodeRecord* record, Shard::Update* update) {
@@ -385,7 +386,9 @@ absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrReques
 absl::StatusOr<Attr> LocalFileSystem::SetAttrNow(InodeId ino, const SetAttrRequest& request) {
   if (!(request.fields & kSetSize)) {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
-    return ApplyAttr(ino, request, /*size_changed=*/false);
+    absl::StatusOr<Attr> attr = ApplyAttr(ino, request, /*size_changed=*/false);
+    if (absl::IsNotFound(attr.status())) return PosixError(ESTALE);
+    return attr;
   }
   // A truncation is a write of ours: the file has a writer meanwhile, and the
   // lock is not held while the device frees blocks.
@@ -394,7 +397,9 @@ absl::StatusOr<Attr> LocalFileSystem::SetAttrNow(InodeId ino, const SetAttrReque
   bool fresh = false;
   {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
-    CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(ino));
+    auto found = shard_->GetInode(ino);
+    if (absl::IsNotFound(found.status())) return PosixError(ESTALE);
+    CFS_ASSIGN_OR_RETURN(InodeRecord record, std::move(found));
     if (!record.IsRegular()) return PosixError(record.IsDirectory() ? EISDIR : EINVAL);
     if (record.attr_epoch != attr_epoch_) CFS_RETURN_IF_ERROR(MergeBacking(&record));
     backing = record.backing;
@@ -427,7 +432,8 @@ void LocalFileSystem::ReadLink(InodeId ino, Done<std::string> done) {
   absl::StatusOr<InodeRecord> record;
   {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
-    record = shard_->GetInode(ino);
+    bool ghost;
+    record = RecordOf(ino, &ghost);
   }
   if (!record.ok()) return done(record.status());
   if (!S_ISLNK(record->mode)) return done(PosixError(EINVAL));
@@ -488,23 +494,50 @@ void LocalFileSystem::Link(InodeId ino, InodeId dir, absl::string_view name, Don
   done(GetAttrNow(ino));
 }
 
+void LocalFileSystem::DoneFreeing(const Removed& removed, DoneStatus done) {
+  BackingId backing = kNoBacking;
+  if (removed.ino != kNoInode && !removed.orphaned &&
+      space_is_short_.load(std::memory_order_relaxed)) {
+    // What is freed here may be written the next moment, and a passthrough
+    // write that finds no space cannot wait for us: free it now, and do without
+    // the chance to open the file again through /proc/self/fd.
+    MutexLock lock(&ghost_mutex_);
+    const auto it = ghosts_.find(removed.ino);
+    if (it != ghosts_.end()) backing = std::exchange(it->second.backing, kNoBacking);
+  }
+  if (backing == kNoBacking) return done(absl::OkStatus());
+  syncer_->Sync([this, backing, done = std::move(done)](absl::Status synced) mutable {
+    if (synced.ok()) {
+      io_->Run([this, backing, done = std::move(done)]() mutable {
+        const absl::Status gone = chunks_->Remove(backing);
+        if (!gone.ok()) LogWarn("space is not freed before the next start error=", gone.ToString());
+        // Its entry among the doomed goes at the next start.
+        done(absl::OkStatus());
+      });
+    } else {
+      done(absl::OkStatus());
+    }
+  });
+}
+
 void LocalFileSystem::Unlink(InodeId dir, absl::string_view name, DoneStatus done) {
   const auto removed = names_->Unlink(dir, name);
-  if (removed.ok()) AddGhost(*removed);
-  done(removed.status());
+  if (!removed.ok()) return done(removed.status());
+  DoneFreeing(*removed, std::move(done));
 }
 
 void LocalFileSystem::RemoveDirectory(InodeId dir, absl::string_view name, DoneStatus done) {
-  const auto removed = names_->RemoveDirectory(dir, name);
-  if (removed.ok()) AddGhost(*removed);
-  done(removed.status());
+  done(names_->RemoveDirectory(dir, name).status());
 }
 
 void LocalFileSystem::Rename(InodeId from_dir, absl::string_view from_name, InodeId to_dir,
                              absl::string_view to_name, uint32_t flags, DoneStatus done) {
-  const auto removed = names_->Rename(from_dir, from_name, to_dir, to_name, flags);
-  if (removed.ok()) AddGhost(*removed);
-  done(removed.status());
+  const auto renamed = names_->Rename(from_dir, from_name, to_dir, to_name, flags);
+  if (!renamed.ok()) return done(renamed.status());
+  for (const InodeId moved : renamed->moved) {
+    if (moved != kNoInode && cache_ != nullptr) cache_->ListingChanged(moved);
+  }
+  DoneFreeing(renamed->removed, std::move(done));
 }
 
 void LocalFileSystem::List(InodeId dir, uint64_t offset, size_t bytes_max, size_t entry_bytes,

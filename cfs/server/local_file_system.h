@@ -130,6 +130,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
 
   absl::Status Recover();
   InodeUse UseOf(InodeId ino) override;
+  void Erased(InodeId ino, const InodeRecord& last) override;
   static OpenFile* FileOf(HandleId handle) { return reinterpret_cast<OpenFile*>(handle); }
 
   // The functions below need the inode's stripe lock.
@@ -159,7 +160,12 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   HandleId NewHandle(InodeId ino, OpenInode* inode, int flags);
   absl::Status Truncate(BackingId backing, uint64_t size) const;
   Attr AttrFromRecord(InodeId ino, const InodeRecord& record) const;
-  void AddGhost(const Removed& removed);
+  // The record of a known inode, also of a ghost: ESTALE if there is none, so
+  // that the kernel looks the name up again. Needs the stripe lock.
+  absl::StatusOr<InodeRecord> RecordOf(InodeId ino, bool* ghost);
+  // Answers an operation that may have freed space, after it is free where
+  // space is short.
+  void DoneFreeing(const Removed& removed, DoneStatus done);
   // `done` after the WAL sync if `flags` ask for one, else now.
   void DoneDurably(int flags, absl::AnyInvocable<void(absl::Status)> done);
   // Whether `size` bytes of the file can be had without the device.
@@ -202,6 +208,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   std::vector<BackingId> doomed_ ABSL_GUARDED_BY(background_mutex_);
   bool stopping_ ABSL_GUARDED_BY(background_mutex_) = false;
   std::thread background_;
+  // Relaxed: a hint, refreshed by the background thread.
+  std::atomic<bool> space_is_short_{false};
 };
 
 }  // namespace cfs

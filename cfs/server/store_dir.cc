@@ -218,16 +218,12 @@ absl::StatusOr<UniqueFd> Lock(const std::string& path, int dir_fd, Undo* undo) {
 
 absl::StatusOr<StoreDir> StoreDir::Open(absl::string_view given) {
   namespace fs = std::filesystem;
-  if (given.empty()) return absl::InvalidArgumentError("the store's path is empty");
-  std::error_code error;
-  fs::path absolute = fs::weakly_canonical(fs::absolute(std::string(given), error), error);
-  if (error) return StoreErrno(given, error.value());
-  if (!absolute.has_filename()) absolute = absolute.parent_path();  // Was "dir/".
-  std::string path = absolute.string();
+  CFS_ASSIGN_OR_RETURN(std::string path, ResolveStorePath(given));
 
   // All refusals first: they must leave no trace.
   std::vector<fs::path> missing;
-  fs::path existing = absolute;
+  fs::path existing = path;
+  std::error_code error;
   while (!fs::exists(existing, error) && !error && existing.has_relative_path()) {
     missing.push_back(existing);
     existing = existing.parent_path();
@@ -278,6 +274,18 @@ StoreDir::StoreDir(std::string path, StoreIdentity identity, UniqueFd lock)
 
 StoreDir::~StoreDir() {
   if (lock_.valid()) unlink((path_ + "/cfs.pid").c_str());
+}
+
+absl::StatusOr<std::string> ResolveStorePath(absl::string_view path) {
+  namespace fs = std::filesystem;
+  if (path.empty()) return absl::InvalidArgumentError("the store's path is empty");
+  std::error_code error;
+  const fs::path absolute = fs::absolute(std::string(path), error);
+  fs::path resolved;
+  if (!error) resolved = fs::weakly_canonical(absolute, error);
+  if (error) return StoreErrno(path, error.value());
+  if (!resolved.has_filename()) resolved = resolved.parent_path();  // Was "store/".
+  return resolved.string();
 }
 
 absl::StatusOr<std::string> DefaultStorePath() {

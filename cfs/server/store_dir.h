@@ -64,6 +64,10 @@ class StoreDir {
 // ~/.local/state/cfs.
 absl::StatusOr<std::string> DefaultStorePath();
 
+// A store's path as StoreDir has it: absolute, without symbolic links, "..", and
+// a slash at its end. The store need not exist.
+absl::StatusOr<std::string> ResolveStorePath(absl::string_view path);
+
 // The process in charge of a store; nothing when there is none or when we may
 // not look. 0 when there is one that has not written cfs.pid yet.
 std::optional<pid_t> StoreOwner(absl::string_view path);

@@ -277,6 +277,8 @@ def main():
           f"{results['cpus']} CPUs, load {load['before'][0]:.2f} before, {load['after'][0]:.2f} "
           f"after, {sizes.rounds} rounds, {sizes.files} files, {sizes.file_mib} MiB, "
           f"{results['seconds']} s")
+    if load["before"][0] > 1 and not options.smoke:
+        print("warning: the machine was not idle before the run: ratios of short rows mean little")
     report(results, rows)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -123,6 +123,26 @@ def help_and_version(work):
     equal(succeeds("--version"), succeeds("version"), "--version")
 
 
+@case
+def bash_completion(work):
+    """What the completion offers for the last word; bash makes three of --name=value."""
+    (work / "only").mkdir()
+    if run("bash", "--version").returncode != 0:
+        raise Skip("no bash")
+    for words, wanted in [
+            (["mo"], ["mount"]),
+            (["status", "--s"], ["--store="]),
+            (["mount", "--locks", "=", "k"], ["kernel"]),
+            (["mount", "--passthrough", "="], ["auto", "on", "off"]),
+            (["mount", "--store", "=", f"{work}/"], [f"{work}/only"]),
+            (["umount", f"{work}/on"], [f"{work}/only"])]:
+        script = """source "$1"; compopt() { :; }; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+            _cfs "$1" "${@: -1}" "${@: -2:1}"; printf '%s\\n' "${COMPREPLY[@]}" """
+        done = run("bash", "-c", script, "bash", suite.REPOSITORY / "packaging" / "cfs.bash",
+                   suite.BINARY, *words)
+        equal(done.stdout.split(), wanted, f"completion of {words} ({done.stderr})")
+
+
 # Mount points.
 
 
@@ -470,7 +490,7 @@ def dead_mount_recovered(work):
     m.kill()
     refused(UNAVAILABLE, ["dead", f"cfs mount {m.mnt}"], "status", m.mnt)
     refused(UNAVAILABLE, ["no cfs runs"], "status", "--store", m.store)
-    m.mount()
+    succeeds("mount", m.mnt, "--store", f"{m.store}/")  # Another spelling of the same store.
     check(m.pid != first, "no new daemon")
     equal(len(mounts_at(m.mnt)), 1, "number of mounts")
     succeeds("status", m.mnt)

@@ -168,7 +168,7 @@ class Campaign:
         self.stage.check_log()
         self.crashed_at = time.monotonic()
         self.stage.kill_daemon()
-        if not eventually(lambda: self._poll() or all(log.failed for log in self.logs.values()), 10):
+        if not eventually(lambda: self._poll() or all(log.failed or ended(writers[root]) for root, log in self.logs.items()), 10):
             raise Failure("a writer noticed nothing of the daemon's end")
         self.stage.mount()
         held = self._look_at_ghosts() if self.stage.passthrough else {}

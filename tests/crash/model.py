@@ -13,6 +13,7 @@ byte of another file or place: every cell names its file, its place and the oper
 """
 
 import collections
+import functools
 import os
 import pickle
 import stat
@@ -31,6 +32,7 @@ class Loss(Exception):
     """What was found is not what the returned calls allow."""
 
 
+@functools.lru_cache(1 << 16)
 def cell(fid, index, value):
     """The bytes of a cell: zeros if never written (0), as they are if torn (bytes), else made from the operation's number."""
     if value == 0:

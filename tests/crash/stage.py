@@ -24,7 +24,10 @@ class Failure(Exception):
 
 
 def run(*command, env=None):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise Failure(str(error)) from error
     if done.returncode:
         raise Failure(f"{' '.join(map(str, command))}: exit {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
     return done.stdout

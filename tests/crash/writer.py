@@ -113,7 +113,7 @@ class Writer:
                 self._write_some(handle)
             for mapping in filter(usable, self.maps):
                 self._store(mapping)
-            time.sleep(0.003)
+            time.sleep(0.02)
 
     # One call each.
 

@@ -8,7 +8,9 @@
 //
 // Not compared, because file systems may differ in it: sizes of directories, order of readdir,
 // block counts, inode numbers, atime other than one set explicitly, places of holes (they must hold
-// zeros). Exit code: 0 equal, 1 mismatch, 2 not able to run.
+// zeros), writes to a file with the setgid bit that its group can't execute.
+//
+// Exit code: 0 equal, 1 mismatch, 2 not able to run.
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -174,6 +176,13 @@ Answer Result(int64_t value, std::string detail = {}) {
   return {value, value < 0 ? errno : 0, std::move(detail)};
 }
 
+// Local file systems take the setgid bit off a file that its group can't execute when someone from
+// outside of the group writes. FUSE doesn't ask for that, and a server can't know the groups of a
+// process. So where such a file has come into being, this says that it has to lose the bit at once.
+bool HasOddSetgid(const struct stat& st) {
+  return S_ISREG(st.st_mode) && (st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID;
+}
+
 // One of the two sides.
 struct World {
   const char* name;
@@ -188,6 +197,8 @@ struct World {
     if (fd < 0) return Result(fd);
     if (fds[slot] >= 0) close(fds[slot]);
     fds[slot] = fd;
+    struct stat st;
+    if (fstat(fd, &st) == 0 && HasOddSetgid(st)) fchmod(fd, st.st_mode & ~S_ISGID);
     return {};
   }
 };
@@ -709,8 +720,8 @@ class Generator {
 
   mode_t Mode() {
     if (random_.OneIn(2)) return random_.Pick<mode_t>({0777, 0777, 0755, 0666});
-    return random_.Pick<mode_t>({0775, 0700, 0644, 0640, 0600, 0444, 0111, 0, 01777, 02775, 02777,
-                                 04755, 06755, 02644, 06777});
+    return random_.Pick<mode_t>(
+        {0775, 0700, 0644, 0640, 0600, 0444, 0111, 0, 01777, 02775, 02777, 04755, 06755, 06777});
   }
 
   struct timespec Time() {
@@ -981,7 +992,7 @@ class Generator {
   Step MakeNode() {
     const Path path = MakePath(kFile);
     const auto type = random_.Pick<mode_t>({S_IFREG, S_IFIFO, S_IFSOCK});
-    const mode_t mode = type | Mode();
+    const mode_t mode = type | (Mode() & ~S_ISGID);
     return {Format("mode=%06o ", mode) + path.Name(),
             [=](World& world) { return Result(mknodat(path.Base(world), path.c_str(), mode, 0)); },
             {path}};
@@ -1062,7 +1073,10 @@ class Generator {
   Step ChangeOwner() {
     const Target target = MakeTarget(MakePath(kEither));
     const auto uid = random_.Pick<uid_t>({static_cast<uid_t>(-1), 0, 1000, 2000});
-    const auto gid = random_.Pick<gid_t>({static_cast<gid_t>(-1), 0, 1000, 2000, 3000});
+    auto gid = random_.Pick<gid_t>({static_cast<gid_t>(-1), 0, 1000, 2000, 3000});
+    // Changing neither takes away the setuid bit if the caller may do so; FUSE asks for it in any
+    // case, in the same way as after a write.
+    if (uid == static_cast<uid_t>(-1) && gid == uid) gid = 3000;
     return {Format("uid=%d gid=%d ", static_cast<int>(uid), static_cast<int>(gid)) + target.Name(),
             [=](World& world) {
               return Result(target.slot >= 0
@@ -1092,7 +1106,6 @@ class Generator {
                 const int base = target.path.Base(world);
                 answer = Result(utimensat(base, target.path.c_str(), times.data(), flags));
                 if (answer.error == 0) {
-                  const Identity root(0);
                   answer = Result(fstatat(base, target.path.c_str(), &st, flags));
                 }
               }
@@ -1123,11 +1136,17 @@ class Generator {
               const char* key = name.c_str();
               const char* data = value.data();
               const size_t size = value.size();
+              struct stat st;
               if (target.slot >= 0) {
-                return Result(fsetxattr(world.fds[target.slot], key, data, size, flags));
+                const int fd = world.fds[target.slot];
+                const Answer answer = Result(fsetxattr(fd, key, data, size, flags));
+                if (fstat(fd, &st) == 0 && HasOddSetgid(st)) fchmod(fd, st.st_mode & ~S_ISGID);
+                return answer;
               }
-              return Result(target.follow ? setxattr(path, key, data, size, flags)
-                                          : lsetxattr(path, key, data, size, flags));
+              const Answer answer = Result(target.follow ? setxattr(path, key, data, size, flags)
+                                                         : lsetxattr(path, key, data, size, flags));
+              if (stat(path, &st) == 0 && HasOddSetgid(st)) chmod(path, st.st_mode & ~S_ISGID);
+              return answer;
             },
             {target.path},
             target.Slots()};

@@ -128,20 +128,32 @@ def check_unchanged(mount, prober, before):
 
 
 class Callers:
-    """A process with many threads, each in one blocking call."""
+    """A process with many threads, each in one blocking call on a descriptor of its own.
 
-    def __init__(self, count, call):
+    prepare(index) opens it, when the object is made; call(descriptor, index) blocks,
+    from start() on. No other process has the descriptors.
+    """
+
+    def __init__(self, count, prepare, call):
         self._count = count
         self._returned, self._return = os.pipe()
-        self.child = Child(self._run, call)
+        self._orders, self._order = os.pipe()
+        self.child = Child(self._run, prepare, call)
+        os.read(self._returned, 1)
 
-    def _run(self, call):
+    def start(self):
+        os.write(self._order, b"x")
+
+    def _run(self, prepare, call):
+        descriptors = [prepare(index) for index in range(self._count)]
+        os.write(self._return, b"x")
+        os.read(self._orders, 1)
         threading.stack_size(THREAD_STACK_BYTES)
         failures = []
 
         def one(index):
             try:
-                call(index)
+                call(descriptors[index], index)
                 os.write(self._return, b".")
             except OSError as error:
                 failures.append(str(error))
@@ -185,17 +197,16 @@ class LockWaiters:
         self._path = harness.make(f"{mnt}/locked")
         self._holder = os.open(self._path, os.O_RDWR)
         lock(self._holder, OFD_SETLK, fcntl.F_WRLCK)
-        fds = [os.open(self._path, os.O_RDWR) for _ in range(CALLERS - PROCESSES)]
 
-        def wait_in_thread(index):
+        def wait_in_thread(fd, index):
             if index % 2:
-                lock(fds[index], OFD_SETLKW, fcntl.F_RDLCK, 1 << 20)
+                lock(fd, OFD_SETLKW, fcntl.F_RDLCK, 1 << 20)
             else:
-                lock(fds[index], OFD_SETLKW, fcntl.F_WRLCK, index, 1)
+                lock(fd, OFD_SETLKW, fcntl.F_WRLCK, index, 1)
 
-        self.threads = Callers(len(fds), wait_in_thread)
-        for fd in fds:
-            os.close(fd)
+        self.threads = Callers(CALLERS - PROCESSES, lambda _: os.open(self._path, os.O_RDWR),
+                               wait_in_thread)
+        self.threads.start()
         self.processes = [Child(self._wait_in_process) for _ in range(PROCESSES)]
         for process in self.processes:
             process.wait_blocked()
@@ -207,9 +218,11 @@ class LockWaiters:
             lock(fd, fcntl.F_SETLKW, fcntl.F_WRLCK, 2 << 20, 1)
 
     def release(self):
-        os.close(self._holder)
+        lock(self._holder, OFD_SETLK, fcntl.F_UNLCK)  # Forked waiters hold copies of it.
 
-    def check_free(self):
+    def end(self):
+        """Fails if any lock is left."""
+        os.close(self._holder)
         with opened(self._path) as fd:
             lock(fd, OFD_SETLK, fcntl.F_WRLCK)
 
@@ -225,7 +238,7 @@ def lock_waiters_do_not_slow_others(t):
         waiters.threads.finish()
         for process in waiters.processes:
             process.result(60 * harness.TIME_FACTOR)
-        waiters.check_free()
+        waiters.end()
         prober.end()
 
 
@@ -233,13 +246,13 @@ def lock_waiters_do_not_slow_others(t):
 def killed_lock_waiters_end_at_once(t):
     with lock_mount(t) as mount:
         waiters = LockWaiters(mount.mnt)
-        check_killed_at_once([p for p in waiters.processes[::2]] + [waiters.threads.child])
+        check_killed_at_once([*waiters.processes[::2], waiters.threads.child])
         alive = waiters.processes[1::2]
         check(all(process.running() for process in alive), "a waiter that was not killed ended")
         waiters.release()
         for process in alive:
             process.result(60 * harness.TIME_FACTOR)
-        waiters.check_free()
+        waiters.end()
 
 
 def check_killed_at_once(children):
@@ -285,23 +298,23 @@ def fsync_callers(t):
     """(mount, device, prober, its times before, callers in fsync) with the device standing."""
     with StandingDevice(t) as device, t.new_mount(store=device.path) as mount:
         prober = Prober(mount.mnt)
-        fds = []
-        for index in range(CALLERS):
-            fds.append(os.open(f"{mount.mnt}/f{index}", os.O_CREAT | os.O_RDWR))
-        before = prober.measure()
-        for fd in fds:
+
+        def open_and_write(index):
+            fd = os.open(f"{mount.mnt}/f{index}", os.O_CREAT | os.O_RDWR)
             os.write(fd, bytes(4096))
+            return fd
+
+        before = prober.measure()
+        callers = Callers(CALLERS, open_and_write, lambda fd, _: os.fsync(fd))
         device.stand()
         try:
-            callers = Callers(CALLERS, lambda index: os.fsync(fds[index]))
+            callers.start()
             callers.wait_blocked()
             equal(callers.returned(), 0, "fsyncs that did not wait for the device")
             yield mount, device, prober, before, callers
         finally:
             device.go()
         prober.end()
-        for fd in fds:
-            os.close(fd)
 
 
 @case(timeout=240)

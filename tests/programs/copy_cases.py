@@ -50,7 +50,7 @@ def rsync(site: Site) -> None:
 @program_case(needs=("rsync",))
 def rsync_many_files(site: Site) -> None:
     source = site.outside / "source"
-    make_tree(source, site.rng, site.pick(2000, 50_000))
+    make_tree(source, site.rng, site.pick(2000, 20_000))
     expected = manifest(source)
     site.run(*RSYNC, f"{source}/", f"{site.dir}/target/")
     compare(expected, manifest(site.dir / "target"), "rsync to the mount")

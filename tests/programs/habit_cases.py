@@ -234,7 +234,7 @@ def temporary_files(site: Site) -> None:
 def archives(site: Site) -> None:
     """shutil, zipfile, tarfile and gzip of Python, out of and into the mount."""
     tree = site.dir / "tree"
-    make_tree(tree, site.rng, site.pick(300, 5000))
+    make_tree(tree, site.rng, site.pick(300, 2000))
     expected = manifest(tree, content_only=True)
     for kind in "zip", "gztar", "xztar":
         archive = shutil.make_archive(str(site.dir / f"archive-{kind}"), kind, tree)
@@ -315,7 +315,7 @@ def shared_memory(site: Site) -> None:
 def zero_copy(site: Site) -> None:
     """sendfile, copy_file_range and splice, within the mount and across its border."""
     source = site.dir / "source"
-    data = site.rng.randbytes(site.pick(3_000_001, 300_000_001))
+    data = site.rng.randbytes(site.pick(3_000_001, 100_000_001))
     source.write_bytes(data)
 
     def sendfile(reader: int, writer: int) -> int:

@@ -161,5 +161,7 @@ def fill_and_free(root):
         answer = outcome(make, f"{root}/small{number}", bytes(100000))
         check(answer in ("ENOSPC", f"{root}/small{number}"), f"answer {answer}")
     os.unlink(f"{root}/big")
-    make(f"{root}/after", bytes(50 << 20))
+    # A file goes when its record's end is durable, which may take a moment.
+    wait_until(lambda: outcome(make, f"{root}/after", bytes(50 << 20)) != "ENOSPC", 10,
+               "room after deleting")
     equal(len(read(f"{root}/after")), 50 << 20, "size")

@@ -88,8 +88,8 @@ def sees_changes_of_other_processes(t):
 
 
 @case
-def two_thousand(t):
-    wanted = fill("d", 2000)
+def one_thousand(t):
+    wanted = fill("d", 1000)
     each_once(names(entries("d")), wanted)
     each_once(names(entries("d", 1 << 20)), wanted, "entries with a large buffer")
     for entry in list(os.scandir("d"))[::100]:
@@ -159,7 +159,7 @@ def rewind_shows_changes(t):
 @case
 def deleting_while_reading(t):
     """As rm -r does: everything is met once."""
-    wanted = fill("d", 2000)
+    wanted = fill("d", 1000)
     met = []
     with opened("d", os.O_RDONLY) as fd:
         while block := getdents(fd, 1024):

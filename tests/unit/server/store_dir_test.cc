@@ -98,6 +98,17 @@ TEST_F(StoreDirTest, MakesAStoreAndKeepsItsIdentity) {
   EXPECT_EQ(Read(path + "/node.json"), text);
 }
 
+TEST_F(StoreDirTest, PathsHaveOneSpelling) {
+  fs::create_directory_symlink(root_, root_ / "link");
+  for (const char* spelling :
+       {"store", "store/", "./x/../store//", "link/store", "link/link/store"}) {
+    const auto resolved = ResolveStorePath((root_ / spelling).string());
+    ASSERT_TRUE(resolved.ok()) << resolved.status();
+    EXPECT_EQ(*resolved, store()) << spelling;
+  }
+  EXPECT_FALSE(ResolveStorePath("").ok());
+}
+
 TEST_F(StoreDirTest, StoresDifferInTheirIdentity) {
   const auto one = StoreDir::Open((root_ / "one").string());
   const auto two = StoreDir::Open((root_ / "two").string());
