@@ -78,7 +78,8 @@ HandleId LocalFileSystem::NewHandle(InodeId ino, OpenInode* inode, int flags) {
   if (daemon_io_) {
     if (kept_descriptors_.fetch_add(1, std::memory_order_relaxed) <
         static_cast<int>(kDescriptorCacheMax)) {
-      auto fd = chunks_->OpenFile(inode->backing, file->writes() ? O_RDWR : O_RDONLY);
+      auto fd = chunks_->OpenFile(inode->backing,
+                                  (file->writes() ? O_RDWR : O_RDONLY) | (flags & O_NOATIME));
       if (fd.ok()) file->fd = *std::move(fd);
     }
     if (!file->fd.valid()) kept_descriptors_.fetch_sub(1, std::memory_order_relaxed);
@@ -438,10 +439,10 @@ void LocalFileSystem::SettleLocked(InodeId ino, uint64_t settled) {
   if (open->maybe_writer) {
     const absl::StatusOr<bool> busy = chunks_->HasWriter(open->backing);
     if (busy.ok() ? *busy : ErrnoOf(busy.status()) != ENOENT) {
-      // A mapping or a ghost: look again later.
+      // A mapping or a ghost: look again in a second.
       open->queued = true;
       MutexLock lock(&background_mutex_);
-      settle_later_.push_back(ino);
+      settle_busy_.push_back(ino);
       return;
     }
   }
@@ -534,7 +535,7 @@ void LocalFileSystem::RunBackground() {
   constexpr auto kLater = std::chrono::milliseconds(100);
   constexpr auto kSecond = std::chrono::seconds(1);
   Clock::time_point next_later = Clock::now() + kLater;
-  Clock::time_point next_reap = Clock::now() + kSecond;
+  Clock::time_point next_second = Clock::now() + kSecond;
   for (;;) {
     {
       MutexLock lock(&background_mutex_);
@@ -556,13 +557,17 @@ void LocalFileSystem::RunBackground() {
       settle_.insert(settle_.end(), settle_later_.begin(), settle_later_.end());
       settle_later_.clear();
     }
-    bool reap = now >= next_reap;
-    if (!reap) {
+    bool reap = now >= next_second;
+    {
       MutexLock lock(&background_mutex_);
-      reap = doomed_.size() >= kDoomedFilesMax;
+      if (reap) {
+        settle_.insert(settle_.end(), settle_busy_.begin(), settle_busy_.end());
+        settle_busy_.clear();
+      }
+      reap |= doomed_.size() >= kDoomedFilesMax;
     }
     if (reap) {
-      next_reap = now + kSecond;
+      next_second = now + kSecond;
       ReapSome(/*all=*/false);
     }
   }
@@ -584,8 +589,10 @@ absl::Status LocalFileSystem::Close() {
   for (int pass = 0; pass < 2; ++pass) {
     {
       MutexLock lock(&background_mutex_);
-      settle_.insert(settle_.end(), settle_later_.begin(), settle_later_.end());
-      settle_later_.clear();
+      for (std::deque<InodeId>* waiting : {&settle_later_, &settle_busy_}) {
+        settle_.insert(settle_.end(), waiting->begin(), waiting->end());
+        waiting->clear();
+      }
     }
     SettleSome();
   }

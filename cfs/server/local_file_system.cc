@@ -366,8 +366,10 @@ absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrReques
   if (fields & kSetMtime) times[1] = fields & kSetMtimeNow ? now : request.mtime;
   if (fields & (kSetAtime | kSetMtime)) {
     if (record.IsRegular()) {
-      // The backing file's times are the authority.
+      // The backing file's times are the authority. Its own change time moves
+      // too, and must not show later as another change.
       CFS_RETURN_IF_ERROR(chunks_->SetTimes(record.backing, times));
+      CFS_RETURN_IF_ERROR(MergeBacking(&record));
     }
     if (fields & kSetAtime) record.atime = times[0];
     if (fields & kSetMtime) record.mtime = times[1];
@@ -377,7 +379,7 @@ absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrReques
       update.PutBucket(ino, bucket);
     }
   }
-  record.ctime = now;
+  record.ctime = Later(record.ctime, now);
   update.PutInode(ino, record);
   CFS_RETURN_IF_ERROR(update.Commit());
   return AttrOf(ino, std::move(record));
@@ -596,7 +598,7 @@ nlohmann::json LocalFileSystem::Status() {
   }
   {
     MutexLock lock(&background_mutex_);
-    status["settling"] = settle_.size() + settle_later_.size();
+    status["settling"] = settle_.size() + settle_later_.size() + settle_busy_.size();
     status["doomed"] = doomed_.size();
   }
   status["open_inodes"] = open_.size();

@@ -204,7 +204,9 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   Mutex background_mutex_;
   CondVar background_wake_;
   std::deque<InodeId> settle_ ABSL_GUARDED_BY(background_mutex_);
+  // Waiting for their number to be settled, and for their writer to go.
   std::deque<InodeId> settle_later_ ABSL_GUARDED_BY(background_mutex_);
+  std::deque<InodeId> settle_busy_ ABSL_GUARDED_BY(background_mutex_);
   std::vector<BackingId> doomed_ ABSL_GUARDED_BY(background_mutex_);
   bool stopping_ ABSL_GUARDED_BY(background_mutex_) = false;
   std::thread background_;

@@ -73,7 +73,7 @@ absl::StatusOr<UniqueFd> ChunkStore::Create(BackingId backing) const {
   const RelativePath path(backing);
   for (int attempt = 0; attempt < 2; ++attempt) {
     UniqueFd fd(openat(directory_.get(), path.text,
-                       O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600));
+                       O_CREAT | O_EXCL | O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (fd.valid()) return fd;
     if (errno != ENOENT || attempt > 0) break;
     for (const size_t length : {3, 7}) {

@@ -80,7 +80,9 @@ class ChunkStore {
         path_(std::move(path)),
         next_number_(std::move(next_number)) {}
 
-  // Creates a file, and its directories when they are missing.
+  // Creates a file, and its directories when they are missing. The descriptor is
+  // read-only: a passthrough registration keeps what it was made from open, and
+  // a writable one would be a writer to the lease probe for ever.
   absl::StatusOr<UniqueFd> Create(BackingId backing) const;
   // Gets a number and makes its file.
   absl::StatusOr<FreshFile> MakeFresh();

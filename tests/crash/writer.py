@@ -1,7 +1,8 @@
-"""A writer process of the crash test: random calls in its part of the tree, each logged before and after for the oracle.
+"""A writer process of the crash test: random calls in its part of the tree.
 
-The log is a file outside the tree, a JSON value a line: an operation before its call; [number, time, errno or 0, inode or
-null] after it. After the first call that fails, a ghost goes on writing through what it still holds (descriptors, shared mappings
+Each is logged before and after, for the oracle, in a file outside the tree, a JSON value a line:
+an operation before its call; [number, time, errno or 0, inode or null] after it. After the first
+call that fails, a ghost goes on writing through what it still holds (descriptors, shared mappings
 of closed files) until SIGTERM.
 """
 
@@ -20,14 +21,20 @@ from model import CELL, ROOT, SHARED, cells
 CELLS_MAX = 1024  # A file's size.
 ENTRIES_MAX = 48
 HANDLES_MAX = 6
+MAPS_MAX = 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                       ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
-_AT_FDCWD, _RENAME_EXCHANGE, _MS_SYNC, _PUNCH_HOLE_KEEP_SIZE, _PR_SET_PDEATHSIG = -100, 2, 4, 3, 1
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_MS_SYNC = 4
+_PUNCH_HOLE_KEEP_SIZE = 3
+_PR_SET_PDEATHSIG = 1
 
 Handle = collections.namedtuple("Handle", "fd fid sync append")
 
@@ -43,7 +50,8 @@ class Mapping:
 
     def __init__(self, fd, fid, length):
         self.fid, self.length = fid, length
-        self.address = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+        self.address = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED,
+                                  fd, 0)
         if self.address == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), "mmap failed")
 
@@ -67,14 +75,24 @@ class Crashed(Exception):
 
 
 class Writer:
-    """`syncs`: the ways to sync that it uses. `ghost`: go on after the crash. `sync_stores`: a store is only done with its msync
-    (the daemon does the I/O). `lie`: skip every sync, but log it as done."""
+    """One writer.
+
+    syncs        the ways to sync that it uses;
+    ghost        whether it goes on after the crash;
+    sync_stores  a store is only done with its msync (the daemon does the I/O);
+    lie          it skips every sync, but logs it as done.
+    """
 
     def __init__(self, top, model, log_path, seed, number, syncs, ghost, sync_stores, lie):
         self.top, self.model, self.rng = top, model, random.Random(seed)
         self.log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self.number, self.syncs, self.ghost, self.sync_stores, self.lie = number, syncs, ghost, sync_stores, lie
+        self.number, self.syncs, self.lie = number, syncs, lie
+        self.ghost, self.sync_stores = ghost, sync_stores
         self.handles, self.maps, self.stopped = [], [], False
+
+    @property
+    def entries(self):
+        return self.model.names.entries
 
     def run(self):
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -85,7 +103,7 @@ class Writer:
             self._begin()
             while True:
                 action = self.rng.choices(actions, weights)[0]
-                if len(self.model.names.entries) > ENTRIES_MAX:
+                if len(self.entries) > ENTRIES_MAX:
                     action = Writer.unlink
                 action(self)
         except Crashed as crash:
@@ -96,7 +114,7 @@ class Writer:
         self.stopped = True
 
     def _begin(self):
-        """Sees to it that there are always a descriptor and a mapping of a closed file to haunt with."""
+        """Opens and maps what a ghost needs: from now on there is always one of each."""
         for mapped in (True, False):
             handle = self._create(0)
             self._write(handle, 0, 16)
@@ -146,19 +164,20 @@ class Writer:
     def _create(self, flags):
         place, fid = self._free_place(), self._new_fid()
         mode = self.rng.choice((0o600, 0o644, 0o755))
-        sync, real = self._flags(flags)
-        fd = self._do("create", fid, lambda: os.open(self._path(**place), real | os.O_CREAT | os.O_EXCL, mode), **place, mode=mode,
-                      sync=sync)
+        sync, real = self._flags(flags | os.O_CREAT | os.O_EXCL)
+        fd = self._do("create", fid, lambda: os.open(self._path(**place), real, mode),
+                      **place, mode=mode, sync=sync)
         return self._keep(Handle(fd, fid, sync, bool(flags & os.O_APPEND)))
 
     def _open(self, place, flags):
-        fid = self.model.names.entries[place]
+        fid = self.entries[place]
         sync, real = self._flags(flags)
-        fd = self._do("open", fid, lambda: os.open(self._path(*place), real), sync=sync, trunc=bool(flags & os.O_TRUNC))
+        fd = self._do("open", fid, lambda: os.open(self._path(*place), real),
+                      sync=sync, trunc=bool(flags & os.O_TRUNC))
         return self._keep(Handle(fd, fid, sync, bool(flags & os.O_APPEND)))
 
     def _flags(self, flags):
-        """Whether the descriptor is to sync, and the flags to open it with. O_SYNC contains O_DSYNC."""
+        """Whether the descriptor is to sync, and what to open it with. O_SYNC contains O_DSYNC."""
         sync = bool(flags & os.O_DSYNC) and "O_DSYNC" in self.syncs
         return sync, os.O_RDWR | (flags if sync and not self.lie else flags & ~os.O_SYNC)
 
@@ -177,7 +196,10 @@ class Writer:
 
         def call():
             data = cells(handle.fid, at, count, number)
-            written = os.write(handle.fd, data) if handle.append else os.pwrite(handle.fd, data, at * CELL)
+            if handle.append:
+                written = os.write(handle.fd, data)
+            else:
+                written = os.pwrite(handle.fd, data, at * CELL)
             if written != len(data):
                 raise OSError(errno.EIO, "short write")
 
@@ -186,13 +208,16 @@ class Writer:
     def _map(self, handle):
         size = self._size(handle.fid)
         if size:
-            self.maps.append(self._do("map", handle.fid, lambda: Mapping(handle.fd, handle.fid, size * CELL)))
-            if len(self.maps) > HANDLES_MAX:
+            mapping = self._do("map", handle.fid,
+                               lambda: Mapping(handle.fd, handle.fid, size * CELL))
+            self.maps.append(mapping)
+            if len(self.maps) > MAPS_MAX:
                 mapping = self.maps.pop(0)
                 self._do("munmap", mapping.fid, mapping.close)
 
     def _store(self, mapping):
-        size = min(self._size(mapping.fid), mapping.length // CELL)  # A store beyond the end of the file is a SIGBUS.
+        # A store beyond the end of the file is a SIGBUS.
+        size = min(self._size(mapping.fid), mapping.length // CELL)
         if not size:
             return
         at = self.rng.randrange(size)
@@ -206,12 +231,13 @@ class Writer:
 
         self._do("store", mapping.fid, call, at=at, cells=count)
         if self.rng.random() < .3 and not self.stopped:
-            self._sync("msync", mapping.fid, lambda: mapping.sync(at * CELL, count * CELL), at=at, cells=count)
+            self._sync("msync", mapping.fid, lambda: mapping.sync(at * CELL, count * CELL),
+                       at=at, cells=count)
 
     def _rename(self, place, target):
-        entries = self.model.names.entries
-        over = {"over": entries[target]} if target in entries else {}
-        self._do("rename", entries[place], lambda: os.rename(self._path(*place), self._path(*target)),
+        over = {"over": self.entries[target]} if target in self.entries else {}
+        self._do("rename", self.entries[place],
+                 lambda: os.rename(self._path(*place), self._path(*target)),
                  dir=place[0], name=place[1], dir2=target[0], name2=target[1], **over)
 
     # Actions: what the random choice is made from.
@@ -261,7 +287,7 @@ class Writer:
         self._write_some(handle)
         if self.rng.random() < .8:
             self._sync("fsync", handle.fid, lambda: os.fsync(handle.fd))
-        place = next(place for place, fid in self.model.names.entries.items() if fid == handle.fid)
+        place = next(place for place, fid in self.entries.items() if fid == handle.fid)
         self._close(handle)
         if target and target != place:
             self._rename(place, target)
@@ -269,8 +295,9 @@ class Writer:
     def rename(self):
         place = self._pick("file", "link", "dir")
         if place and self._kind(place) == "dir":
-            inside = self._under(self.model.names.entries[place])
-            self._rename(place, tuple(self._free_place(set(self._dirs()) - inside - {SHARED}).values()))
+            inside = self._under(self.entries[place])
+            outside = set(self._dirs()) - inside - {SHARED}
+            self._rename(place, tuple(self._free_place(outside).values()))
         elif place:
             self._rename(place, tuple(self._free_place().values()))
 
@@ -278,19 +305,23 @@ class Writer:
         one, two = self._pick("file", "link", "dir"), self._pick("file", "link", "dir")
         if not one or not two or one == two:
             return
-        entries = self.model.names.entries
         for place, other in ((one, two), (two, one)):
-            if self._kind(place) == "dir" and (other[0] == SHARED or other[0] in self._under(entries[place])):
-                return  # A directory may not get into itself, and `shared` has no subdirectories.
-        paths = os.fsencode(self._path(*one)), os.fsencode(self._path(*two))
-        self._do("exchange", entries[one], lambda: _check(_libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)),
-                 over=entries[two], dir=one[0], name=one[1], dir2=two[0], name2=two[1])
+            # A directory may not get into itself, and `shared` has no subdirectories.
+            if self._kind(place) == "dir" and (
+                    other[0] == SHARED or other[0] in self._under(self.entries[place])):
+                return
+        paths = [os.fsencode(self._path(*place)) for place in (one, two)]
+        self._do("exchange", self.entries[one],
+                 lambda: _check(_libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1],
+                                                _RENAME_EXCHANGE)),
+                 over=self.entries[two], dir=one[0], name=one[1], dir2=two[0], name2=two[1])
 
     def link(self):
         place = self._pick("file")
         if place:
             new = self._free_place()
-            self._do("link", self.model.names.entries[place], lambda: os.link(self._path(*place), self._path(**new)), **new)
+            self._do("link", self.entries[place],
+                     lambda: os.link(self._path(*place), self._path(**new)), **new)
 
     def unlink(self):
         place = self._pick("file", "link")
@@ -298,53 +329,60 @@ class Writer:
             self._unlink(place)
 
     def _unlink(self, place):
-        self._do("unlink", self.model.names.entries[place], lambda: os.unlink(self._path(*place)), dir=place[0], name=place[1])
+        self._do("unlink", self.entries[place], lambda: os.unlink(self._path(*place)),
+                 dir=place[0], name=place[1])
 
     def unlink_open(self):
         """Unlink a file that is open, and go on writing to it."""
         handle = self._handle()
-        for place in [place for place, fid in self.model.names.entries.items() if fid == handle.fid]:
+        for place in [place for place, fid in self.entries.items() if fid == handle.fid]:
             self._unlink(place)
         self._write_some(handle)
 
     def tmpfile(self):
         directory, fid = self.rng.choice(self._dirs()), self._new_fid()
-        fd = self._do("tmpfile", fid, lambda: os.open(self._path(directory), os.O_TMPFILE | os.O_RDWR, 0o640), mode=0o640)
+        fd = self._do("tmpfile", fid,
+                      lambda: os.open(self._path(directory), os.O_TMPFILE | os.O_RDWR, 0o640),
+                      mode=0o640)
         handle = self._keep(Handle(fd, fid, False, False))
         self._write_some(handle)
         if self.rng.random() < .5:
             self._sync("fsync", fid, lambda: os.fsync(fd))
         if self.rng.random() < .8:
             new = self._free_place()
-            # A directory descriptor makes os.link() use linkat(), which can follow /proc's link; the path is absolute.
-            self._do("link", fid, lambda: os.link(f"/proc/self/fd/{fd}", self._path(**new), dst_dir_fd=self.log,
-                                                  follow_symlinks=True), **new)
+            # With a directory descriptor, unused for the path is absolute, os.link() is linkat(),
+            # which can follow /proc's link.
+            self._do("link", fid, lambda: os.link(f"/proc/self/fd/{fd}", self._path(**new),
+                                                  dst_dir_fd=self.log, follow_symlinks=True), **new)
 
     def mkdir(self):
         if len(self._dirs()) < 8:
             place, fid = self._free_place(set(self._dirs()) - {SHARED}), self._new_fid()
-            self._do("mkdir", fid, lambda: os.mkdir(self._path(**place), 0o750), **place, mode=0o750)
+            self._do("mkdir", fid, lambda: os.mkdir(self._path(**place), 0o750),
+                     **place, mode=0o750)
 
     def rmdir(self):
-        entries = self.model.names.entries
-        above = {place[0] for place in entries if self._kind(place) == "dir"}
+        above = {place[0] for place in self.entries if self._kind(place) == "dir"}
         place = self._pick("dir", where=lambda fid: fid not in above)
         if place:
-            for inside in [inside for inside in entries if inside[0] == entries[place]]:
+            for inside in [inside for inside in self.entries if inside[0] == self.entries[place]]:
                 self._unlink(inside)
-            self._do("rmdir", entries[place], lambda: os.rmdir(self._path(*place)), dir=place[0], name=place[1])
+            self._do("rmdir", self.entries[place], lambda: os.rmdir(self._path(*place)),
+                     dir=place[0], name=place[1])
 
     def symlink(self):
         place, fid = self._free_place(), self._new_fid()
         target = f"nowhere/{fid:x}"
-        self._do("symlink", fid, lambda: os.symlink(target, self._path(**place)), **place, mode=0o777, target=target)
+        self._do("symlink", fid, lambda: os.symlink(target, self._path(**place)),
+                 **place, mode=0o777, target=target)
 
     def truncate(self):
         place = self._pick("file")
         if place:
-            fid = self.model.names.entries[place]
+            fid = self.entries[place]
             size = self.rng.randrange(min(self._size(fid) + 20, CELLS_MAX) + 1)
-            self._do("truncate", fid, lambda: os.truncate(self._path(*place), size * CELL), size=size)
+            self._do("truncate", fid, lambda: os.truncate(self._path(*place), size * CELL),
+                     size=size)
 
     def ftruncate(self):
         handle = self._handle()
@@ -357,31 +395,37 @@ class Writer:
         if size:
             at = self.rng.randrange(size)
             count = self.rng.randint(1, size - at)
-            self._do("punch", handle.fid, lambda: _check(_libc.fallocate(handle.fd, _PUNCH_HOLE_KEEP_SIZE, at * CELL, count * CELL)),
+            self._do("punch", handle.fid,
+                     lambda: _check(_libc.fallocate(handle.fd, _PUNCH_HOLE_KEEP_SIZE, at * CELL,
+                                                    count * CELL)),
                      at=at, cells=count)
 
     def chmod(self):
         place = self._pick("file", "dir")
         if place:
             mode = self.rng.choice((0o600, 0o640, 0o700, 0o711, 0o777, 0o1755))
-            self._do("chmod", self.model.names.entries[place], lambda: os.chmod(self._path(*place), mode), mode=mode)
+            self._do("chmod", self.entries[place], lambda: os.chmod(self._path(*place), mode),
+                     mode=mode)
 
     def xattr(self):
         place = self._pick("file", "dir")
         if not place:
             return
-        fid, key = self.model.names.entries[place], f"user.k{self.rng.randrange(3)}"
+        fid, key = self.entries[place], f"user.k{self.rng.randrange(3)}"
         if key in self.model.names.nodes[fid].xattrs:
             self._do("removexattr", fid, lambda: os.removexattr(self._path(*place), key), key=key)
         else:
             value = f"{self.number:x}" * self.rng.choice((1, 30))
-            self._do("setxattr", fid, lambda: os.setxattr(self._path(*place), key, value.encode()), key=key, value=value)
+            self._do("setxattr", fid,
+                     lambda: os.setxattr(self._path(*place), key, value.encode()),
+                     key=key, value=value)
 
     def utimens(self):
         place = self._pick("file")
         if place:
             mtime = self.rng.randrange(10**9, 2 * 10**18)
-            self._do("utimens", self.model.names.entries[place], lambda: os.utime(self._path(*place), ns=(mtime, mtime)), mtime=mtime)
+            self._do("utimens", self.entries[place],
+                     lambda: os.utime(self._path(*place), ns=(mtime, mtime)), mtime=mtime)
 
     def map_and_store(self):
         handle = self._handle()
@@ -399,7 +443,9 @@ class Writer:
     def _write_some(self, handle):
         size = self._size(handle.fid)
         count = self.rng.choice((1, 1, 2, 3, 5, 16, 17, 64, 200))
-        at = size if handle.append else self.rng.choice((size, size + 3, self.rng.randrange(size + 1)))
+        at = size
+        if not handle.append:
+            at = self.rng.choice((size, size + 3, self.rng.randrange(size + 1)))
         if at + count <= CELLS_MAX:
             self._write(handle, at, count)
         elif not handle.append:
@@ -409,23 +455,27 @@ class Writer:
         if self.handles and self.rng.random() < .7:
             return self.rng.choice(self.handles)
         place = self._pick("file")
-        return self._open(place, self.rng.choice((0, os.O_APPEND, os.O_DSYNC))) if place else self._create(0)
+        if not place:
+            return self._create(0)
+        return self._open(place, self.rng.choice((0, os.O_APPEND, os.O_DSYNC)))
 
     def _pick(self, *kinds, where=lambda fid: True):
-        places = [place for place, fid in self.model.names.entries.items() if self._kind(place) in kinds and where(fid)]
+        places = [place for place, fid in self.entries.items()
+                  if self._kind(place) in kinds and where(fid)]
         return self.rng.choice(places) if places else None
 
     def _kind(self, place):
-        return self.model.names.nodes[self.model.names.entries[place]].kind
+        return self.model.names.nodes[self.entries[place]].kind
 
     def _dirs(self):
         """All directories that can be reached."""
-        return [ROOT, SHARED] + [fid for place, fid in self.model.names.entries.items() if self._kind(place) == "dir"]
+        return [ROOT, SHARED] + [fid for place, fid in self.entries.items()
+                                 if self._kind(place) == "dir"]
 
     def _under(self, top):
         """The directory `top` and all below it."""
         found = {top}
-        while more := {fid for place, fid in self.model.names.entries.items()
+        while more := {fid for place, fid in self.entries.items()
                        if place[0] in found and fid not in found and self._kind(place) == "dir"}:
             found |= more
         return found
@@ -436,11 +486,11 @@ class Writer:
             name = self.rng.choice("abcdefgh") + str(self.rng.randrange(9))
             if directory == SHARED:
                 name = f"{self._root()}-{name}"
-            if (directory, name) not in self.model.names.entries:
+            if (directory, name) not in self.entries:
                 return {"dir": directory, "name": name}
 
     def _new_fid(self):
-        """Unique over writers and rounds: the number that the operation will have, and whose it is."""
+        """Unique over writers and rounds: the number of the coming operation, and whose it is."""
         return self.number + 1 << 8 | int(self._root()[1:]) + 1
 
     def _size(self, fid):
@@ -455,11 +505,13 @@ class Writer:
 
 
 SYNCS = ("fsync", "fdatasync", "fsyncdir", "msync", "O_DSYNC")
-OPERATIONS = ("create open close write fsync fdatasync fsyncdir map munmap store msync punch truncate utimens chmod setxattr"
-              " removexattr rename exchange link unlink tmpfile mkdir rmdir symlink").split()
-ACTIONS = {
-    Writer.create: 8, Writer.write: 12, Writer.reopen: 3, Writer.fsync: 5, Writer.fdatasync: 2, Writer.fsyncdir: 2, Writer.replace: 4,
-    Writer.rename: 4, Writer.exchange: 2, Writer.link: 3, Writer.unlink: 5, Writer.unlink_open: 1, Writer.tmpfile: 2, Writer.mkdir: 2,
-    Writer.rmdir: 1, Writer.symlink: 1, Writer.truncate: 2, Writer.ftruncate: 1, Writer.punch: 1, Writer.chmod: 2, Writer.xattr: 3,
-    Writer.utimens: 1, Writer.map_and_store: 2, Writer.store: 3,
+OPERATIONS = ("create", "open", "close", "write", "fsync", "fdatasync", "fsyncdir", "map", "munmap",
+              "store", "msync", "punch", "truncate", "utimens", "chmod", "setxattr", "removexattr",
+              "rename", "exchange", "link", "unlink", "tmpfile", "mkdir", "rmdir", "symlink")
+ACTIONS = {  # With their weights.
+    Writer.create: 8, Writer.write: 12, Writer.reopen: 3, Writer.fsync: 5, Writer.fdatasync: 2,
+    Writer.fsyncdir: 2, Writer.replace: 4, Writer.rename: 4, Writer.exchange: 2, Writer.link: 3,
+    Writer.unlink: 5, Writer.unlink_open: 1, Writer.tmpfile: 2, Writer.mkdir: 2, Writer.rmdir: 1,
+    Writer.symlink: 1, Writer.truncate: 2, Writer.ftruncate: 1, Writer.punch: 1, Writer.chmod: 2,
+    Writer.xattr: 3, Writer.utimens: 1, Writer.map_and_store: 2, Writer.store: 3,
 }

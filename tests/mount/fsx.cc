@@ -370,6 +370,11 @@ class Exerciser {
     if (descriptor == nullptr || model_.empty()) return false;
     const size_t offset = random_.Below(model_.size());
     Log(" %zu", offset);
+    // A FUSE server doesn't know of mapped pages that are not written back yet, and isn't told
+    // here.
+    Expect(
+        sync_file_range(descriptor->fd, 0, 0, SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER),
+        0, "sync_file_range");
     const off_t data = lseek(descriptor->fd, static_cast<off_t>(offset), SEEK_DATA);
     if (data < 0 && errno != ENXIO) Fail("SEEK_DATA: %m");
     const size_t zeros_end = data < 0 ? model_.size() : data;

@@ -46,14 +46,14 @@ STRESSORS = {
     "open": "",
     "readahead": "--readahead-bytes 16m",
     "rename": "",
-    "revio": "--revio-bytes 16m",
+    "revio": "--revio-bytes 4m",
     "seek": "--seek-size 16m",
     "sendfile": "",
     "symlink": "",
     "sync-file": "--sync-file-bytes 16m",
     "touch": "",
     "utime": "",
-    "xattr": "",
+    "xattr": "--xattr-ops 2 --timeout 30",  # An operation is 4,096 attributes and more.
 }
 
 # Those that say something other as root, or refuse to run.
@@ -79,10 +79,9 @@ def stress(site: Site, stressor: str, options: str) -> None:
         identity = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
     for number in range(20):  # fstat's directory must have entries.
         (site.dir / f"entry{number}").write_bytes(b"")
-    output = site.run("stress-ng", f"--{stressor}", "2",
-                      *options.format(directory=site.dir).split(),
+    output = site.run("stress-ng", f"--{stressor}", "2", "--timeout", str(site.pick(1, 15)),
                       "--verify", "--metrics", "--temp-path", site.dir,
-                      "--timeout", str(site.pick(1, 15)), **identity)
+                      *options.format(directory=site.dir).split(), **identity)
     found = re.search(rf"\] {stressor} +(\d+)", output)
     check(found and int(found[1]) > 0,
           f"stress-ng did nothing: {' '.join(output.split())[-300:]}")
@@ -90,4 +89,4 @@ def stress(site: Site, stressor: str, options: str) -> None:
 
 for _stressor in sorted(STRESSORS | NOT_RUN):
     add_case(f"stress.{_stressor}", stress, _stressor, STRESSORS.get(_stressor, ""),
-             needs=("stress-ng",))
+             timeout=90, needs=("stress-ng",))
