@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""Crash test: writers on a cfs mount, kill -9 or power failure at a random moment, an oracle outside the mount.
+"""Crash test: writers on a cfs mount, kill -9 or power failure, an oracle outside the mount.
 
-  crash.py [--short | --long] [--mode MODE]           the whole suite
-  crash.py --kind kill9 --rounds N                    one case
+  crash.py [--short | --long] [--mode MODE]     the whole suite
+  crash.py --kind kill9 --rounds N              one case
   crash.py --kind power --fs xfs|ext4 --rounds N
   crash.py --kind power --fs xfs|ext4 --negative-control
-  crash.py --reference xfs|ext4 [--negative-control]  the test's own test: without cfs, directly on that file system
+  crash.py --reference xfs|ext4 [--negative-control]
+                                                the test's own test, directly on that file system
 
-The store lives on over the rounds. model.py says what is checked, writer.py what is done. In a round of power failure a kill -9
-may come first. A negative control runs with syncs that do nothing, and passes if the oracle notices.
+The store lives on over the rounds. model.py says what is checked, writer.py what is done. In a
+round of power failure a kill -9 may come first. A negative control runs with syncs that do nothing,
+and passes if the oracle notices.
 """
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -36,8 +39,11 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def unsynced(op):
-    """The operation without what it promises to sync: it returned while the power was being cut, when ext4 says 0 to an fsync
-    whose commit the cut has aborted. After a real power failure nothing returns."""
+    """The operation without what it promises to sync, for it returned while power was being cut.
+
+    Then ext4 says 0 to an fsync whose commit the cut has aborted. In a real power failure nothing
+    returns any more.
+    """
     return {**op, "sync": False, "op": "late sync" if op["op"] in SYNCS else op["op"]}
 
 
@@ -55,7 +61,7 @@ class Log:
         self.pending, self.failed = None, False
 
     def poll(self):
-        """Yields (operation, answer) for each new answer; keeps the operation that has none in `pending`."""
+        """Yields (operation, answer) for each new answer; `pending` is the one without."""
         *lines, self.rest = (self.rest + self.file.read()).split(b"\n")
         for line in lines:
             record = json.loads(line)
@@ -110,7 +116,7 @@ class Campaign:
             path.unlink()
         active = self.rng.sample(WRITERS, self.rng.choice((2, 3)))
         self.logs = {root: Log(self.logs_folder / f"{self.legs}-{root}") for root in active}
-        # A sync that does nothing is not noticed if another one does its work: in half of the legs there is only one kind.
+        # A sync that does nothing is not noticed if another does its work: often there is one kind.
         ways = SYNCS if self.rng.random() < 0.5 else (self.rng.choice(SYNCS),)
         writers = {root: self._start(root, kind, ways) for root in active}
         self.crashed_at, syncs = float("inf"), self.totals["syncs"]
@@ -118,7 +124,8 @@ class Campaign:
         watchdog.start()
         try:
             time.sleep(self.rng.uniform(0.1, 1.2))
-            eventually(lambda: self._poll() or self.totals["syncs"] > syncs or any(map(ended, writers.values())), 20)
+            eventually(lambda: self._poll() or self.totals["syncs"] > syncs
+                       or any(map(ended, writers.values())), 20)
             for root, pid in writers.items():
                 if ended(pid):
                     raise Failure(f"{root} ended before the crash")
@@ -142,8 +149,9 @@ class Campaign:
             return pid
         try:
             ghost = kind == "kill9" and self.stage.passthrough
-            Writer(str(self.stage.top), self.exact[root], self.logs[root].path, seed, self.numbers[root], ways, ghost,
-                   sync_stores=self.stage.has_daemon and not self.stage.passthrough, lie=self.lie).run()
+            sync_stores = self.stage.has_daemon and not self.stage.passthrough
+            Writer(str(self.stage.top), self.exact[root], self.logs[root].path, seed,
+                   self.numbers[root], ways, ghost, sync_stores, self.lie).run()
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -168,33 +176,38 @@ class Campaign:
         self.stage.check_log()
         self.crashed_at = time.monotonic()
         self.stage.kill_daemon()
-        if not eventually(lambda: self._poll() or all(log.failed or ended(writers[root]) for root, log in self.logs.items()), 10):
+        if not eventually(lambda: self._poll() or all(
+                log.failed or ended(writers[root]) for root, log in self.logs.items()), 10):
             raise Failure("a writer noticed nothing of the daemon's end")
         self.stage.mount()
-        held = self._look_at_ghosts() if self.stage.passthrough else {}
-        for root in list(writers):
-            self._reap(writers, root, signal.SIGTERM)
-        seen = Seen(self.stage.top)
-        content = {entry.ino: entry.content for entry in seen.entries.values()}
-        for fd, path in held.items():
-            if os.pread(fd, 1 << 30, 0) != content[os.fstat(fd).st_ino]:
-                raise Loss(f"{path}: a descriptor opened while a ghost wrote reads other bytes than a new one")
-            os.close(fd)
+        with contextlib.ExitStack() as stack:
+            held = self._look_at_ghosts(stack) if self.stage.passthrough else {}
+            for root in list(writers):
+                self._reap(writers, root, signal.SIGTERM)
+            seen = Seen(self.stage.top)
+            for path, file in held.items():
+                file.seek(0)
+                if file.read() != seen.entries[path].content:
+                    raise Loss(f"{path}: a descriptor opened while ghosts wrote reads stale bytes")
         return seen
 
-    def _look_at_ghosts(self):
-        """Checks that what ghosts have written is seen while they go on. Returns descriptors of their files: path."""
+    def _look_at_ghosts(self, stack):
+        """Checks that what ghosts have written is seen while they go on.
+
+        Returns files that were opened and read meanwhile: path -> file, which `stack` closes.
+        """
         self._poll()
         models = {root: clone(self.exact[root]) for root in self.logs}
         seen = Seen(self.stage.top, live=True)
         held = {}
         for path, entry in seen.entries.items():
             if entry.kind == "file" and self.rng.random() < 0.2:
-                fd = os.open(self.stage.top / path, self.rng.choice((os.O_RDONLY, os.O_RDWR)))
-                os.pread(fd, 1 << 20, 0)
-                held[fd] = path
-        ghosts = self.totals["ghost writes"] + self.totals["ghost stores"]
-        if not eventually(lambda: self._poll(models) or self.totals["ghost writes"] + self.totals["ghost stores"] > ghosts, 10):
+                mode = self.rng.choice(("rb", "r+b"))
+                held[path] = stack.enter_context(open(self.stage.top / path, mode, buffering=0))
+                held[path].read()
+        writes, stores = self.totals["ghost writes"], self.totals["ghost stores"]
+        if not eventually(lambda: self._poll(models) or (
+                self.totals["ghost writes"] > writes and self.totals["ghost stores"] > stores), 10):
             raise Failure("empty pass: no ghost writes after the remount")
         for root, model in models.items():
             if self.logs[root].pending:
@@ -208,15 +221,19 @@ class Campaign:
             raise Failure(f"{root} doesn't end: last operation {self.logs[root].pending}")
         status = os.waitpid(writers.pop(root), 0)[1]
         # Without passthrough, or without a disk, a store may meet a SIGBUS. A ghost may not.
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) or os.WIFSIGNALED(status) and number == signal.SIGTERM and self.stage.passthrough:
-            raise Failure(f"{root} failed after the crash: wait status {status}, last operation {self.logs[root].pending}")
+        failed = os.WIFEXITED(status) and os.WEXITSTATUS(status)
+        ghost = number == signal.SIGTERM and self.stage.passthrough
+        if failed or (ghost and os.WIFSIGNALED(status)):
+            raise Failure(f"{root} failed after the crash: wait status {status}, "
+                          f"last operation {self.logs[root].pending}")
 
     def _poll(self, copies=None):
-        """Takes in what the writers have logged; for copies of the models it may or may not have happened yet."""
+        """Takes in what the writers have logged; for `copies` of the models, as uncertain."""
         for root, log in self.logs.items():
             for op, (number, when, error, ino) in log.poll():
                 if error and when < self.crashed_at:
-                    raise Failure(f"{root}: {op['op']} failed before the crash: {os.strerror(error)}: {op}")
+                    raise Failure(f"{root}: {op['op']} failed before the crash: "
+                                  f"{os.strerror(error)}: {op}")
                 if when > self.crashed_at:
                     op = unsynced(op)
                 for model in (self.exact[root], self.durable[root]):
@@ -234,7 +251,7 @@ class Campaign:
     def _own(self, ino, root, fid):
         """Inode numbers of cfs are never used again."""
         if self.stage.has_daemon and self.owners.setdefault(ino, (root, fid)) != (root, fid):
-            raise Loss(f"inode number {ino} of file {fid:x} of {root} was that of {self.owners[ino]}")
+            raise Loss(f"inode {ino} of {root}'s file {fid:x} was that of {self.owners[ino]}")
 
     def _count(self, op, error, log):
         self.totals["operations"] += 1
@@ -275,15 +292,17 @@ class Campaign:
         self._check_leak(seen.files())
 
     def _check_leak(self, inodes):
-        if self.stage.has_daemon and not self.stage.unsafe_fsync and (leak := self.stage.leaked(inodes)):
-            raise Failure(leak)
+        if self.stage.has_daemon and not self.stage.unsafe_fsync:
+            if leak := self.stage.leaked(inodes):
+                raise Failure(leak)
 
 
 class Case:
     """One line of the suite's output."""
 
     def __init__(self, options, kind, fs, rounds, control=False, reference=False):
-        self.options, self.kind, self.fs, self.rounds, self.control, self.reference = options, kind, fs, rounds, control, reference
+        self.options, self.kind, self.fs, self.rounds = options, kind, fs, rounds
+        self.control, self.reference = control, reference
         words = ["crash", "reference" if reference else kind, fs, "control" if control else None,
                  options.mode if options.mode != "passthrough" and not reference else None]
         self.name = "-".join(filter(None, words))
@@ -297,10 +316,11 @@ class Case:
         stage = campaign = None
         try:
             stage = self._stage(folder)
-            campaign = Campaign(stage, folder, self.options.seed, lie=self.control and self.reference)
+            campaign = Campaign(stage, folder, self.options.seed,
+                                lie=self.control and self.reference)
             found = self._rounds(campaign)
             if self.control and not found:
-                raise Failure(f"no loss found in {self.rounds} rounds without any sync: the test is blind")
+                raise Failure(f"blind: no loss found in {self.rounds} rounds without any sync")
         except Exception as error:  # pylint: disable=broad-except
             self._explain(error, stage, campaign)
             return False
@@ -309,7 +329,8 @@ class Case:
                 stage.close()
             shutil.rmtree(folder)
         totals = ", ".join(f"{count} {what}" for what, count in campaign.totals.items() if count)
-        print(f"# {self.name}: {totals} in {time.monotonic() - begin:.0f} s" + (f"; found: {found}" if found else ""))
+        print(f"# {self.name}: {totals} in {time.monotonic() - begin:.0f} s"
+              + (f"; found: {found}" if found else ""))
         print(f"ok {self.name}", flush=True)
         if stage.leak_unchecked:
             print(f"skip {self.name}-leak: {stage.leak_unchecked}", flush=True)
@@ -362,14 +383,16 @@ class Case:
             print(f"# leg {campaign.legs}; the writers' logs, LEG-WRITER, are kept in {kept}")
             for root, log in campaign.logs.items():
                 print(f"# last operations of {root}:")
-                print(*(f"#   {line}" for line in log.path.read_text().splitlines()[-20:]), sep="\n")
+                lines = log.path.read_text().splitlines()[-20:]
+                print(*(f"#   {line}" for line in lines), sep="\n")
         if stage and stage.has_daemon:
             print("# end of cfs.log:")
             print(*(f"#   {line}" for line in stage.log_tail()), sep="\n")
         sys.stdout.flush()
 
     def _arguments(self):
-        words = ["--reference", self.fs] if self.reference else ["--kind", self.kind] + (["--fs", self.fs] if self.fs else [])
+        words = ["--reference", self.fs] if self.reference else ["--kind", self.kind]
+        words += ["--fs", self.fs] if self.fs and not self.reference else []
         words += ["--negative-control"] if self.control else []
         words += ["--mode", self.options.mode, "--rounds", self.rounds, "--seed", self.options.seed]
         return " ".join(map(str, words))
@@ -377,29 +400,36 @@ class Case:
 
 def cases(options):
     if options.reference:
-        return [Case(options, "power", options.reference, options.rounds, options.negative_control, reference=True)]
+        return [Case(options, "power", options.reference, options.rounds, options.negative_control,
+                     reference=True)]
     if options.kind:
         return [Case(options, options.kind, options.fs, options.rounds, options.negative_control)]
-    rounds = {"kill9": 100, "xfs": 50, "ext4": 50} if options.long else {"kill9": 10, "xfs": 5, "ext4": 5}
+    rounds = {"kill9": 10, "xfs": 5, "ext4": 5}
+    if options.long:
+        rounds = {"kill9": 100, "xfs": 50, "ext4": 50}
     suite = [Case(options, "kill9", None, rounds["kill9"])]
     for fs in ("xfs", "ext4"):
-        suite += [Case(options, "power", fs, rounds[fs]), Case(options, "power", fs, CONTROL_ROUNDS, control=True),
+        suite += [Case(options, "power", fs, rounds[fs]),
+                  Case(options, "power", fs, CONTROL_ROUNDS, control=True),
                   Case(options, "power", fs, CONTROL_ROUNDS, control=True, reference=True)]
     return suite
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--short", action="store_true", help="the suite with few rounds (default)")
     length.add_argument("--long", action="store_true", help="the suite with many rounds")
     parser.add_argument("--kind", choices=["kill9", "power"])
-    parser.add_argument("--fs", choices=["xfs", "ext4"], help="what the store is on, for --kind power")
+    parser.add_argument("--fs", choices=["xfs", "ext4"],
+                        help="what the store is on, for --kind power")
     parser.add_argument("--reference", choices=["xfs", "ext4"], help="power failures without cfs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--mode", choices=MODES, default="passthrough")
-    parser.add_argument("--negative-control", action="store_true", help="pass only if the missing syncs are noticed")
+    parser.add_argument("--negative-control", action="store_true",
+                        help="pass only if the missing syncs are noticed")
     options = parser.parse_args()
     if (options.kind == "power") != bool(options.fs):
         parser.error("--fs belongs to --kind power")

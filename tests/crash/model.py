@@ -1,15 +1,17 @@
 """The oracle of the crash test: what a tree may look like after a crash.
 
-Each writer process owns the names below its directory and those with its prefix in the directory `shared`, and runs one call at
-a time. So its log orders its operations, and a Model replays them. Two promises are checked with the same code:
+Each writer process owns the names below its directory and those with its prefix in the directory
+`shared`, and runs one call at a time. So its log orders its operations, and a Model replays them.
+Two promises are checked with the same code:
 
   exact    every operation that returned is there (after kill -9 of the daemon);
   durable  every operation up to the last sync that covers it is there (after power loss).
 
-Names, modes, link counts and xattrs are metadata: each operation is atomic and they take effect in order, so what is found must
-be the state after some prefix of the operations, and the prefix must contain those that were synced. Data needs no order: each
-cell of a file holds the value that it had at the file's last sync, or one written there since. Nothing else, in particular no
-byte of another file or place: every cell names its file, its place and the operation that wrote it.
+Names, modes, link counts and xattrs are metadata: each operation is atomic and they take effect in
+order, so what is found must be the state after some prefix of the operations, and the prefix must
+contain those that were synced. Data needs no order: each cell of a file holds the value that it had
+at the file's last sync, or one written there since. Nothing else, in particular no byte of another
+file or place: every cell names its file, its place and the operation that wrote it.
 """
 
 import collections
@@ -23,8 +25,8 @@ import zlib
 CELL = 256  # Less than a page: appends share pages, and pages share blocks.
 ROOT, SHARED = 0, 1  # fids of the writer's directory and of the directory that all writers share.
 
-METADATA = {"create", "tmpfile", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "exchange", "chmod", "setxattr",
-            "removexattr"}
+METADATA = {"create", "tmpfile", "mkdir", "symlink", "link", "unlink", "rmdir", "rename",
+            "exchange", "chmod", "setxattr", "removexattr"}
 _HEAD = struct.Struct("<QII")
 
 
@@ -34,7 +36,10 @@ class Loss(Exception):
 
 @functools.lru_cache(1 << 16)
 def cell(fid, index, value):
-    """The bytes of a cell: zeros if never written (0), as they are if torn (bytes), else made from the operation's number."""
+    """The bytes of a cell.
+
+    Its value is the number of the operation that wrote it, 0 if none did, or the bytes if torn.
+    """
     if value == 0:
         return bytes(CELL)
     if isinstance(value, bytes):
@@ -110,15 +115,18 @@ class Data:
             return f"size {len(content)}, not {self.low * CELL}..{self.high * CELL}"
         for index in range(size):
             if self._identify(fid, index, content) is None:
-                return f"byte {index * CELL}: {self._describe(fid, index, content)}, not of {sorted(self._allowed(index), key=str)}"
+                return (f"byte {index * CELL}: {self._describe(fid, index, content)}, "
+                        f"not of {sorted(self._allowed(index), key=str)}")
         return None
 
     def mtime_problem(self, mtime):
         allowed = self.old_mtimes | {self.mtime}
-        return None if None in allowed or mtime in allowed else f"mtime {mtime}, not of {sorted(allowed)}"
+        if None in allowed or mtime in allowed:
+            return None
+        return f"mtime {mtime}, not of {sorted(allowed)}"
 
     def adopt(self, fid, content, mtime):
-        """Makes `content`, which has no problem, what the file is now. Returns how many cells were torn."""
+        """Goes on from `content`, which has no problem. Returns how many cells were torn."""
         found = [self._identify(fid, index, content) for index in range(len(content) // CELL)]
         for index, value in enumerate(self.cells):
             if index >= len(found) or found[index] != value:
@@ -141,7 +149,7 @@ class Data:
         return self.old.get(index, set()) | {self.cells[index] if index < len(self.cells) else 0}
 
     def _identify(self, fid, index, content):
-        """The allowed value that the cell has, the bytes themselves if they are a mix of allowed values, else None."""
+        """The allowed value that the cell has; its bytes if they are a mix of such; else None."""
         chunk = content[index * CELL:(index + 1) * CELL]
         if index < len(self.cells) and chunk == cell(fid, index, self.cells[index]):
             return self.cells[index]
@@ -149,8 +157,9 @@ class Data:
         for value, expected in allowed.items():
             if chunk == expected:
                 return value
-        # A page may be written back while a call fills it, so what no sync covers may be torn inside a cell.
-        return chunk if all(byte in column for byte, *column in zip(chunk, *allowed.values())) else None
+        # A page may be written back while a call fills it: what no sync covers may be torn.
+        torn = all(byte in column for byte, *column in zip(chunk, *allowed.values()))
+        return chunk if torn else None
 
     @staticmethod
     def _describe(fid, index, content):
@@ -160,8 +169,9 @@ class Data:
             return "zeros" if not any(chunk) else "torn zeros"
         if chunk != cell(*found):
             return "garbage " + chunk[:24].hex()
-        origin = f"operation {found[2]}"
-        return origin if found[:2] == (fid, index) else f"FOREIGN: file {found[0]:x} cell {found[1]} {origin}"
+        if found[:2] != (fid, index):
+            return f"FOREIGN: file {found[0]:x} cell {found[1]} operation {found[2]}"
+        return f"operation {found[2]}"
 
 
 class Node:
@@ -220,17 +230,19 @@ class Names:
     def view(self, root):
         """path -> (fid, what stat, readlink and the xattrs say)"""
         links = collections.Counter(self.entries.values())
-        subdirs = collections.Counter(parent for (parent, _), fid in self.entries.items() if self.nodes[fid].kind == "dir")
+        subdirs = collections.Counter(parent for (parent, _), fid in self.entries.items()
+                                      if self.nodes[fid].kind == "dir")
         found = {root: (ROOT, ("dir", 0o755, 2 + subdirs[ROOT], ()))}
         for (parent, name), fid in self.entries.items():
             node = self.nodes[fid]
             count = 2 + subdirs[fid] if node.kind == "dir" else links[fid]
-            found[self.path(parent, root) + "/" + name] = (fid, (node.kind, node.mode, count, node.detail()))
+            shape = (node.kind, node.mode, count, node.detail())
+            found[self.path(parent, root) + "/" + name] = (fid, shape)
         return found
 
 
 class Model:
-    """What one writer has done, and under one of the two promises, what a crash may leave of it.
+    """What one writer has done and, under one of the two promises, what a crash may leave of it.
 
     `opens_sync`: opening a file with O_DSYNC or O_SYNC makes its metadata durable.
     """
@@ -241,7 +253,7 @@ class Model:
         self.base = Names()  # The durable state,
         self.ops = []  # and the metadata operations since,
         self.first = 0  # after so many that are in it.
-        self.touched = {}  # fid -> number of the last metadata operation that changed it or its entries.
+        self.touched = {}  # fid -> number of the last operation that changed it or its entries.
         self.data = {}
         self.inos = {}
 
@@ -276,7 +288,8 @@ class Model:
             self.data[fid].sync(mtime_too=kind == "fsync")
         if not certain:
             return
-        if kind in ("fsync", "fsyncdir") or (kind in ("create", "open") and op.get("sync") and self.opens_sync):
+        opened_sync = self.opens_sync and kind in ("create", "open") and op.get("sync")
+        if kind in ("fsync", "fsyncdir") or opened_sync:
             self._harden(self.touched.get(fid, 0))
         if self.exact and kind in ("truncate", "open", "utimens"):
             self.data[fid].sync()
@@ -322,11 +335,12 @@ class Model:
         problems, owners = [], {}
         for path, (fid, _) in view.items():
             entry = mine[path]
-            if owners.setdefault(entry.ino, fid) != fid or self.inos.get(fid, entry.ino) != entry.ino:
+            was = self.inos.get(fid, entry.ino)
+            if owners.setdefault(entry.ino, fid) != fid or was != entry.ino:
                 problems.append(f"{path}: inode {entry.ino} is another file's")
             if entry.kind == "file":
-                wrong = self.data[fid].problem(fid, entry.content) or self.data[fid].mtime_problem(entry.mtime)
-                if wrong:
+                data = self.data[fid]
+                if wrong := data.problem(fid, entry.content) or data.mtime_problem(entry.mtime):
                     problems.append(f"{path} (file {fid:x}): {wrong}")
         return problems
 
@@ -334,12 +348,17 @@ class Model:
         lines = []
         for label, state in (("returned", self.names), ("synced", self.base)):
             wanted = {path: expected for path, (_, expected) in state.view(self.root).items()}
-            different = sorted(path for path in shape.keys() | wanted.keys() if shape.get(path) != wanted.get(path))
-            lines += [f"{path} is {shape.get(path)}, was {wanted.get(path)} after the last {label} call" for path in different[:4]]
+            different = sorted(path for path in shape.keys() | wanted.keys()
+                               if shape.get(path) != wanted.get(path))
+            lines += [f"{path} is {shape.get(path)}, was {wanted.get(path)} after the last {label} "
+                      "call" for path in different[:4]]
         return f"names are as after no prefix of the calls: {'; '.join(lines)}"
 
     def adopt(self, seen, durable):
-        """Goes on from `seen`. `durable`: it was read from the disk, so that it can't be lost any more. Returns torn cells."""
+        """Goes on from `seen`. Returns the number of torn cells.
+
+        `durable`: it was read from the disk, so that it can't be lost any more.
+        """
         count = self.match(seen)
         names, torn = clone(self.base), 0
         for op in self.ops[:count]:
@@ -355,7 +374,7 @@ class Model:
                     self.data[fid].sync()
         if durable:
             self._harden(self.first + len(self.ops))
-        # No process is left: a file is needed if a name leads to it, or would again if power failed now.
+        # No process is left, so a file is needed if a name leads to it, or would if power failed.
         alive = {ROOT, SHARED} | set(self.base.entries.values()) | {op["fid"] for op in self.ops}
         for names in (self.names, self.base):
             names.nodes = {fid: node for fid, node in names.nodes.items() if fid in alive}
@@ -369,8 +388,9 @@ class Entry:
     def __init__(self, path, live):
         info = os.lstat(path)
         self.ino, self.mtime, self.content = info.st_ino, info.st_mtime_ns, None
-        self.kind = {stat.S_IFDIR: "dir", stat.S_IFREG: "file", stat.S_IFLNK: "link"}[stat.S_IFMT(info.st_mode)]
-        detail = ()
+        kinds = {stat.S_IFDIR: "dir", stat.S_IFREG: "file", stat.S_IFLNK: "link"}
+        self.kind = kinds[stat.S_IFMT(info.st_mode)]
+        mode = 0o777 if self.kind == "link" else stat.S_IMODE(info.st_mode)
         if self.kind == "link":
             detail = os.readlink(path)
         else:
@@ -380,12 +400,15 @@ class Entry:
             with open(path, "rb", buffering=0) as file:
                 self.content = file.read()
             if not live and len(self.content) != info.st_size:
-                raise Loss(f"{path}: stat says {info.st_size} bytes, read gives {len(self.content)}")
-        self.shape = (self.kind, 0o777 if self.kind == "link" else stat.S_IMODE(info.st_mode), info.st_nlink, detail)
+                raise Loss(f"{path}: {info.st_size} bytes by stat, {len(self.content)} by read")
+        self.shape = (self.kind, mode, info.st_nlink, detail)
 
 
 class Seen:
-    """Everything in a tree, read once, checked for being consistent in itself. `live`: somebody is still writing data."""
+    """Everything in a tree, read once, and consistent in itself.
+
+    `live`: somebody is still writing data.
+    """
 
     def __init__(self, top, live=False):
         self.entries = {}
@@ -393,19 +416,23 @@ class Seen:
 
     def _walk(self, top, path, live):
         subdirs = 0
-        with os.scandir(os.path.join(top, path)) as found:
-            found = list(found)
+        try:
+            with os.scandir(os.path.join(top, path)) as found:
+                found = list(found)
+        except OSError as error:
+            raise Loss(f"{path}: can't be listed: {error.strerror}") from error
         if len({item.name for item in found}) != len(found):
             raise Loss(f"{path}: readdir names an entry twice")
         for item in found:
             child = os.path.join(path, item.name)
             try:
                 entry = self.entries[child] = Entry(item.path, live)
-            except FileNotFoundError as error:
-                raise Loss(f"{child}: readdir names it, but: {error.strerror}") from error
-            told = "dir" if item.is_dir(follow_symlinks=False) else "link" if item.is_symlink() else "file"
+            except OSError as error:
+                raise Loss(f"{child}: can't be read: {error.strerror}") from error
+            told = "link" if item.is_symlink() else "dir" if item.is_dir() else "file"
             if (item.inode(), told) != (entry.ino, entry.kind):
-                raise Loss(f"{child}: readdir says inode {item.inode()}, {told}; stat {entry.ino}, {entry.kind}")
+                raise Loss(f"{child}: inode {item.inode()}, {told} by readdir; "
+                           f"{entry.ino}, {entry.kind} by stat")
             if entry.kind == "dir":
                 subdirs += 1
                 self._walk(top, child, live)
@@ -414,8 +441,9 @@ class Seen:
 
     def of(self, root):
         """The entries of the writer whose directory is `root`."""
+        mine = (root + "/", f"shared/{root}-")
         return {path: entry for path, entry in self.entries.items()
-                if path == root or path.startswith((root + "/", f"shared/{root}-"))}
+                if path == root or path.startswith(mine)}
 
     def files(self):
         """The number of regular inodes."""

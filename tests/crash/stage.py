@@ -15,8 +15,14 @@ _SHUTDOWN = 0x8004587D  # XFS_IOC_GOINGDOWN and EXT4_IOC_SHUTDOWN: _IOR('X', 125
 _NO_LOG_FLUSH = 2
 URING = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 
-MODES = {"passthrough": [], "daemon-io": ["--passthrough=off"], "uring": ["--io-uring=on"],
-         "uring-daemon-io": ["--io-uring=on", "--passthrough=off"], "locks-daemon": ["--locks=daemon"]}
+MODES = {
+    "passthrough": [],
+    "daemon-io": ["--passthrough=off"],
+    "uring": ["--io-uring=on"],
+    "uring-daemon-io": ["--io-uring=on", "--passthrough=off"],
+    "locks-daemon": ["--locks=daemon"],
+}
+MKFS = {"xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0"]}
 
 
 class Failure(Exception):
@@ -25,11 +31,13 @@ class Failure(Exception):
 
 def run(*command, env=None):
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env,
+                              check=False)
     except (subprocess.TimeoutExpired, OSError) as error:
         raise Failure(str(error)) from error
     if done.returncode:
-        raise Failure(f"{' '.join(map(str, command))}: exit {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
+        said = (done.stderr or done.stdout).strip()[-500:]
+        raise Failure(f"{' '.join(map(str, command))}: exit {done.returncode}: {said}")
     return done.stdout
 
 
@@ -44,8 +52,9 @@ def eventually(condition, seconds):
 
 
 def mounts(path):
-    """The lines of mountinfo about a mount point; looking at the mount point itself fails if its daemon is dead."""
-    return [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if line.split(" ")[4] == str(path)]
+    """The lines of mountinfo about a mount point (which can't be asked if its daemon is dead)."""
+    lines = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if line.split(" ")[4] == str(path)]
 
 
 def unmount(path):
@@ -62,11 +71,12 @@ class Disk:
         self.path.mkdir()
         with open(self.image, "wb") as image:
             image.truncate(1 << 30)
-        run(*{"xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0"]}[fs], self.image)
+        run(*MKFS[fs], self.image)
         self.mount()
 
     def mount(self):
-        run("mount", "-o", "loop", "-t", self.fs, self.image, self.path)  # The loop device goes with the unmount.
+        # The loop device goes with the unmount.
+        run("mount", "-o", "loop", "-t", self.fs, self.image, self.path)
 
     def cut_power(self):
         """From now on nothing reaches the disk, neither data nor log."""
@@ -77,8 +87,12 @@ class Disk:
             os.close(fd)
 
     def reboot(self):
-        """Mounts what was on the disk: the new loop device has a new cache, and the mount replays the log."""
-        if not eventually(lambda: subprocess.run(["umount", self.path], capture_output=True, check=False).returncode == 0, 10):
+        """Mounts what was on the disk: loop device and cache are new, the log is replayed."""
+        def unmounted():
+            done = subprocess.run(["umount", self.path], capture_output=True, check=False)
+            return done.returncode == 0
+
+        if not eventually(unmounted, 10):
             raise Failure(f"{self.path} stays busy after the power failure")
         if not eventually(lambda: not run("losetup", "-j", self.image), 10):
             raise Failure(f"a loop device keeps {self.image}")
@@ -89,7 +103,7 @@ class Disk:
 
 
 class Reference:
-    """The tree directly on a disk: shows what the oracle and the power failure are worth without cfs."""
+    """The tree directly on a disk: shows what oracle and power failure are worth, without cfs."""
 
     opens_sync = has_daemon = passthrough = False
     leak_unchecked = None
@@ -119,11 +133,12 @@ class Cfs:
     leak_unchecked = None
 
     def __init__(self, folder, binary, mode, fs=None, unsafe_fsync=False):
-        self.binary, self.options, self.passthrough = os.path.realpath(binary), MODES[mode], not mode.endswith("daemon-io")
-        self.mnt, self.daemon, self.log_read, self.uring_was = folder / "mnt", None, 0, None
-        self.top = self.mnt / "tree"
-        self.mnt.mkdir()
+        self.binary, self.options = os.path.realpath(binary), MODES[mode]
+        self.passthrough = not mode.endswith("daemon-io")
         self.unsafe_fsync = unsafe_fsync
+        self.mnt, self.top = folder / "mnt", folder / "mnt" / "tree"
+        self.mnt.mkdir()
+        self.daemon, self.log_read, self.uring_was = None, 0, None
         self.env = {**os.environ, **({"CFS_TEST_UNSAFE_FSYNC": "1"} if unsafe_fsync else {})}
         self.disk = Disk(folder, fs) if fs else None
         self.store = (self.disk.path if fs else folder) / "store"
@@ -144,7 +159,7 @@ class Cfs:
         pid = int((self.store / "cfs.pid").read_text())
         self.daemon = os.pidfd_open(pid)
         if os.path.realpath(f"/proc/{pid}/exe") != self.binary or self.status()["pid"] != pid:
-            raise Failure(f"{self.store}/cfs.pid names process {pid}, which is not the daemon of {self.mnt}")
+            raise Failure(f"process {pid} of {self.store}/cfs.pid is not the daemon of {self.mnt}")
         lines = mounts(self.mnt)
         if len(lines) != 1 or f" - fuse.cfs cfs:{self.store} " not in lines[0]:
             raise Failure(f"{self.mnt} is not one mount of {self.store}: {lines}")
@@ -211,7 +226,7 @@ class Cfs:
             return [f"cfs.log: {error.strerror}"]
 
     def leaked(self, inodes):
-        """None if every backing file belongs to an inode or to the pool, in the end; else what is wrong."""
+        """None if, soon, each backing file belongs to an inode or the pool; else the problem."""
         if "pool" not in self.status().get("chunk_store", {}):
             self.leak_unchecked = "cfs status --json has no .chunk_store.pool"
             return None
@@ -222,7 +237,7 @@ class Cfs:
 
         if eventually(lambda: excess() == 0, 10):
             return None
-        return f"{excess()} more backing files in {self.store}/data than {inodes} inodes and the pool account for"
+        return f"{excess()} more files in {self.store}/data than {inodes} inodes and the pool need"
 
     def close(self):
         if self.daemon is None:

@@ -1,6 +1,5 @@
 """Habits of everyday programs: saving, following, watching, locking, Python's modules."""
 
-import concurrent.futures
 import dbm.dumb
 import fcntl
 import gzip
@@ -15,10 +14,10 @@ import socket
 import stat
 import subprocess
 import tempfile
-import threading
 import zipfile
 from pathlib import Path
 
+from harness import Child
 from sites import Site, check, program_case, wait_until
 from trees import compare, make_tree, manifest
 
@@ -45,7 +44,8 @@ def save_by_rename(site: Site) -> None:
 
     Readers meet the old or the new version, whole, and never an older one after a newer.
     """
-    path, versions = site.dir / "saved", site.pick(300, 5000)
+    path, versions = site.dir / "saved", site.pick(1000, 10_000)
+    done = multiprocessing.Event()
 
     def body(version: int) -> bytes:
         return b"%d\n" % version * (1 + version * 37 % 5000)
@@ -63,7 +63,7 @@ def save_by_rename(site: Site) -> None:
             os.fsync(directory)
             os.close(directory)
 
-    def read(done: threading.Event) -> int:
+    def read() -> int:
         last = seen = 0
         while not done.is_set():
             data = path.read_bytes()
@@ -74,15 +74,11 @@ def save_by_rename(site: Site) -> None:
         return seen
 
     save(0)
-    done = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor() as readers:
-        results = [readers.submit(read, done) for _ in range(2)]
-        try:
-            for version in range(1, versions):
-                save(version)
-        finally:
-            done.set()
-    check(sum(result.result() for result in results) > 2, "the readers saw no versions")
+    readers = [Child(read) for _ in range(2)]
+    for version in range(1, versions):
+        save(version)
+    done.set()
+    check(sum(reader.result() for reader in readers) > 2, "the readers saw no versions")
     check(os.listdir(site.dir) == ["saved"], "temporary files are left")
 
 

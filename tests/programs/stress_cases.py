@@ -53,7 +53,7 @@ STRESSORS = {
     "sync-file": "--sync-file-bytes 16m",
     "touch": "",
     "utime": "",
-    "xattr": "--xattr-ops 2 --timeout 30",  # An operation is 4,096 attributes and more.
+    "xattr": "--xattr-ops 2 --timeout 60",  # An operation is 4,096 attributes and more.
 }
 
 # Those that say something other as root, or refuse to run.

@@ -4,7 +4,7 @@ import os
 import time
 from errno import EACCES, EBADF, EFAULT, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM
 
-from harness import (NOBODY, as_user, case, check, equal, expect, make, opened, outcome, read,
+from harness import (NOBODY, Skip, as_user, case, check, equal, expect, make, opened, outcome, read,
                      same_as_native)
 from syscalls import (AT_SYMLINK_NOFOLLOW, BAD_ADDRESS, KEEP_SIZE, PUNCH_HOLE, UTIME_NOW,
                       UTIME_OMIT, ZERO_RANGE, call, fallocate, rename2, statx, utimensat)
@@ -86,7 +86,8 @@ def make_one_case(name, action, directory_wanted, file_wanted):
             os.utime(path, ns=(OLD, OLD))
         before = {path: os.stat(path) for path in ("d", "d/f")}
         time.sleep(0.02)
-        action()
+        if outcome(action) == "EOPNOTSUPP":
+            raise Skip("not on this file system")
         for path, wanted in (("d", directory_wanted), ("d/f", file_wanted)):
             old, new = before[path], os.stat(path)
             equal("".join(letter for letter in "mc" if
@@ -161,7 +162,7 @@ def atime_follows_relatime(t):
         os.utime(path, ns=(OLD, OLD + 10**9))
         read(path)
         first = os.stat(path).st_atime_ns > OLD
-        os.utime(path, ns=(time.time_ns(), OLD))
+        os.utime(path, ns=(time.time_ns() + 10**10, OLD))
         before = os.stat(path).st_atime_ns
         read(path)
         return first, os.stat(path).st_atime_ns == before
@@ -309,21 +310,20 @@ def set_errors(t):
 
 @case
 def truncate_to_same_size(t):
-    def run(directory):
-        path = make(f"{directory}/f", b"0123")
-        os.utime(path, ns=(OLD, OLD))
-        changed = []
-        with opened(path) as fd:
-            for action in (lambda: os.truncate(path, 4), lambda: os.ftruncate(fd, 4)):
-                before = os.stat(path)
-                time.sleep(0.02)
-                action()
-                after = os.stat(path)
-                changed.append((after.st_mtime_ns != before.st_mtime_ns,
-                                after.st_ctime_ns != before.st_ctime_ns))
-        return changed
+    """ftruncate changes both times; truncate both or, as POSIX allows, none."""
+    make("f", b"0123")
 
-    same_as_native(t, run)
+    def changed(action):
+        os.utime("f", ns=(OLD, OLD))
+        before = os.stat("f")
+        time.sleep(0.02)
+        action()
+        after = os.stat("f")
+        return (after.st_mtime_ns != before.st_mtime_ns, after.st_ctime_ns != before.st_ctime_ns)
+
+    check(changed(lambda: os.truncate("f", 4)) in ((True, True), (False, False)), "one time only")
+    with opened("f") as fd:
+        equal(changed(lambda: os.ftruncate(fd, 4)), (True, True), "changed times")
 
 
 @case
