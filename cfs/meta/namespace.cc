@@ -44,6 +44,7 @@ absl::Status Namespace::Format(uint32_t uid, uint32_t gid) {
 absl::StatusOr<InodeRecord> Namespace::GetDirectory(InodeId dir) {
   CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(dir));
   if (!record.IsDirectory()) return PosixError(ENOTDIR);
+  if (record.nlink == 0) return NotFound();  // Removed, but still somebody's.
   return record;
 }
 
@@ -198,9 +199,18 @@ absl::Status Namespace::DropLink(InodeId ino, InodeRecord record, const timespec
   return EraseInode(ino, record, use.marked, update);
 }
 
+void Namespace::OrphanDirectory(InodeId ino, InodeRecord record, const timespec& now,
+                                Shard::Update* update, Removed* removed) {
+  record.nlink = 0;
+  record.ctime = now;
+  *removed = {ino, /*orphaned=*/true, record};
+  update->PutQueue(QueueKind::kOrphan, ino, kNoBacking);
+  update->PutInode(ino, std::move(record));
+}
+
 absl::Status Namespace::Commit(const Removed& removed, Shard::Update* update) {
   CFS_RETURN_IF_ERROR(update->Commit());
-  if (removed.ino != kNoInode && !removed.orphaned) uses_->Erased(removed.ino, removed.record);
+  if (removed.ino != kNoInode) uses_->OnRemoved(removed);
   return absl::OkStatus();
 }
 
@@ -243,10 +253,7 @@ absl::StatusOr<Removed> Namespace::RemoveDirectory(InodeId dir, absl::string_vie
     Removed removed;
     update.DeleteDentry(dir, name);
     CFS_RETURN_IF_ERROR(ChangeBucket(dir, -1, -1, now, &update));
-    record.ctime = now;
-    CFS_RETURN_IF_ERROR(EraseInode(ino, record, /*marked=*/false, &update));
-    record.nlink = 0;
-    removed = {ino, /*orphaned=*/false, std::move(record)};
+    OrphanDirectory(ino, std::move(record), now, &update, &removed);
     CFS_RETURN_IF_ERROR(Commit(removed, &update));
     return removed;
   }
@@ -382,10 +389,7 @@ absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
       if (target_dir) {
         CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, shard_->GetBucket(to_ino));
         if (bucket.entries > 0) return PosixError(ENOTEMPTY);
-        target.ctime = now;
-        CFS_RETURN_IF_ERROR(EraseInode(to_ino, target, /*marked=*/false, &update));
-        target.nlink = 0;
-        removed = {to_ino, false, std::move(target)};
+        OrphanDirectory(to_ino, std::move(target), now, &update, &removed);
       } else {
         CFS_RETURN_IF_ERROR(DropLink(to_ino, std::move(target), now, &update, &removed));
       }

@@ -30,20 +30,22 @@ struct InodeUse {
   bool marked = false;  // An open mark is in the store.
 };
 
+// An inode whose last name went away.
+struct Removed {
+  InodeId ino = kNoInode;  // kNoInode: it has other names, or there was none.
+  // Its record stays: an open file, until its last release, or a directory
+  // (whose opens nobody counts), until the kernel forgets it.
+  bool orphaned = false;
+  InodeRecord record;
+};
+
 // Knows what inodes are used for. Called with the inode's stripe lock held.
 class InodeUses {
  public:
   virtual ~InodeUses() = default;
   virtual InodeUse UseOf(InodeId ino) = 0;
-  // The inode's record is gone from the store; the kernel may still know it.
-  virtual void Erased(InodeId ino, const InodeRecord& last) = 0;
-};
-
-// An inode whose last name went away.
-struct Removed {
-  InodeId ino = kNoInode;  // kNoInode: it has other names, or there was none.
-  bool orphaned = false;   // Open: its record stays until the last release.
-  InodeRecord record;
+  // The inode's last name is gone; the kernel may still know it.
+  virtual void OnRemoved(const Removed& removed) = 0;
 };
 
 // What a rename did beside the names.
@@ -100,6 +102,8 @@ class Namespace {
   // One entry more or less in a directory.
   absl::Status ChangeBucket(InodeId dir, int entries, int subdirs, const timespec& now,
                             Shard::Update* update);
+  void OrphanDirectory(InodeId ino, InodeRecord record, const timespec& now,
+                       Shard::Update* update, Removed* removed);
   // Commits, and tells of an inode that went with it.
   absl::Status Commit(const Removed& removed, Shard::Update* update);
   absl::Status DropLink(InodeId ino, InodeRecord record, const timespec& now,

@@ -102,7 +102,9 @@ absl::Status RemoveXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_v
   StripeLocks::Hold hold(&shard->locks(), {ino});
   CFS_ASSIGN_OR_RETURN(InodeRecord record, shard->GetInode(ino));
   CFS_ASSIGN_OR_RETURN(const bool exists, Exists(shard, ino, record, name));
-  if (!exists) return PosixError(ENODATA);
+  // To take away an ACL that is not there is to set the minimal one.
+  const bool is_acl = name == kAccessAclXattr || name == kDefaultAclXattr;
+  if (!exists) return is_acl ? absl::OkStatus() : PosixError(ENODATA);
   if (name == kAccessAclXattr) record.flags &= ~kHasAccessAcl;
   if (name == kDefaultAclXattr) record.flags &= ~kHasDefaultAcl;
   Shard::Update update(shard);

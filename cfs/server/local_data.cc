@@ -249,7 +249,7 @@ void LocalFileSystem::Unpin(InodeId ino, OpenInode* inode, bool writer) {
         LogWarn("unlinked file stays until the next start ino=", Raw(ino),
                 " error=", erased.ToString());
       } else {
-        Erased(ino, *record);
+        OnRemoved({ino, /*orphaned=*/false, *record});
       }
       return open_.Erase(ino);
     }

@@ -227,7 +227,7 @@ absl::StatusOr<Attr> LocalFileSystem::AttrOf(InodeId ino, InodeRecord record) {
   if (record.IsDirectory()) {
     CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, shard_->GetBucket(ino));
     Attr attr = AttrFromRecord(ino, record);
-    attr.st.st_nlink = 2 + bucket.subdirs;
+    attr.st.st_nlink = record.nlink == 0 ? 0 : 2 + bucket.subdirs;
     attr.st.st_size = kDirectoryBytes;
     attr.st.st_blocks = kDirectoryBytes / 512;
     attr.st.st_mtim = bucket.mtime;
@@ -299,24 +299,35 @@ void LocalFileSystem::Forget(InodeId ino) {
   // Relaxed: the kernel forgets an inode after it has seen the reply to the
   // unlink, which came after the count went up.
   if (ghost_count_.load(std::memory_order_relaxed) == 0) return;
-  BackingId backing;
+  InodeRecord last;
   {
     MutexLock lock(&ghost_mutex_);
     const auto it = ghosts_.find(ino);
     if (it == ghosts_.end()) return;
-    backing = it->second.backing;
+    last = std::move(it->second);
     ghosts_.erase(it);
-    ghost_count_.fetch_sub(1, std::memory_order_relaxed);
+    ghost_count_.store(ghosts_.size(), std::memory_order_relaxed);
   }
-  if (backing == kNoBacking) return;
+  if (last.IsDirectory()) {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    const auto record = shard_->GetInode(ino);
+    const absl::Status erased =
+        record.ok() ? EraseOrphan(ino, *record, /*marked=*/false) : record.status();
+    if (!erased.ok()) {
+      LogWarn("removed directory stays until the next start ino=", Raw(ino),
+              " error=", erased.ToString());
+    }
+  }
+  if (last.backing == kNoBacking) return;
   MutexLock lock(&background_mutex_);
-  doomed_.push_back(backing);
+  doomed_.push_back(last.backing);
   if (doomed_.size() == kDoomedFilesMax) background_wake_.Signal();
 }
 
-void LocalFileSystem::Erased(InodeId ino, const InodeRecord& last) {
+void LocalFileSystem::OnRemoved(const Removed& removed) {
+  if (removed.orphaned && !removed.record.IsDirectory()) return;  // Release sees to it.
   MutexLock lock(&ghost_mutex_);
-  ghosts_[ino] = last;
+  ghosts_[removed.ino] = removed.record;
   ghost_count_.store(ghosts_.size(), std::memory_order_relaxed);
 }
 

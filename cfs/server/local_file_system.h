@@ -130,7 +130,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
 
   absl::Status Recover();
   InodeUse UseOf(InodeId ino) override;
-  void Erased(InodeId ino, const InodeRecord& last) override;
+  void OnRemoved(const Removed& removed) override;
   static OpenFile* FileOf(HandleId handle) { return reinterpret_cast<OpenFile*>(handle); }
 
   // The functions below need the inode's stripe lock.
@@ -196,7 +196,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   uint32_t attr_epoch_ = 0;
 
   // Inodes without a name that the kernel still knows: their last attributes.
-  // Their backing files stay until Forget. The count spares Forget the lock.
+  // Backing files, and records of directories, stay until Forget. The count
+  // spares Forget the lock.
   std::atomic<size_t> ghost_count_{0};
   Mutex ghost_mutex_;
   absl::flat_hash_map<InodeId, InodeRecord> ghosts_ ABSL_GUARDED_BY(ghost_mutex_);

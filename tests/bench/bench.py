@@ -126,7 +126,8 @@ class Bench:
         command = [
             "fio", "--name=bench", f"--filename={contender.directory / 'data'}", f"--rw={rw}",
             f"--bs={block}", f"--size={self.sizes.file_mib}M", f"--direct={int(direct)}",
-            "--ioengine=psync", "--thread", "--gtod_reduce=1", "--fallocate=none",
+            "--ioengine=psync", "--thread", "--fallocate=none", "--gtod_reduce=1",
+            "--clocksource=clock_gettime",  # Else every fio first calibrates the CPU's clock.
             "--randrepeat=1", "--norandommap",
             # The cache that fio would drop is the FUSE inode's, which passthrough does not use.
             "--invalidate=0", "--output-format=json",
@@ -198,6 +199,9 @@ def parse_arguments():
                         metavar="LIST", help="names or patterns, e.g. stat_*,create")
     parser.add_argument("--rounds", type=int, metavar="N")
     parser.add_argument("--files", type=int, metavar="N", help="files in the metadata rows")
+    parser.add_argument("--pin", action="store_true",
+                        help="all on one CPU at real-time priority: repeatable on a busy machine, "
+                        "but blind to what the scheduler costs")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all values here")
     parser.add_argument("--build", type=pathlib.Path, default=REPOSITORY / "build/meson/tests/bench",
                         metavar="DIR", help="where null_daemon and meta_bench are")
@@ -234,6 +238,7 @@ def measure(options, sizes, rows):
         "kernel": os.uname().release,
         "cpus": os.cpu_count(),
         "sizes": dataclasses.asdict(sizes),
+        "pinned": options.pin,
         "transports": options.transport,
         "stores": {},
     }
@@ -258,6 +263,10 @@ def main():
     sizes = dataclasses.replace(
         sizes, rounds=options.rounds or sizes.rounds, files=options.files or sizes.files
     )
+    if options.pin:
+        # Inherited by daemons and loads.
+        os.sched_setaffinity(0, {0})
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     # So that a run that is ended unmounts too.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, lambda caught, _: sys.exit(128 + caught))
@@ -276,8 +285,8 @@ def main():
     print(f"cfs benchmark: commit {results['commit']}, kernel {results['kernel']}, "
           f"{results['cpus']} CPUs, load {load['before'][0]:.2f} before, {load['after'][0]:.2f} "
           f"after, {sizes.rounds} rounds, {sizes.files} files, {sizes.file_mib} MiB, "
-          f"{results['seconds']} s")
-    if load["before"][0] > 1 and not options.smoke:
+          f"{results['seconds']} s{', pinned to one CPU' if options.pin else ''}")
+    if load["before"][0] > 1 and not (options.smoke or options.pin):
         print("warning: the machine was not idle before the run: ratios of short rows mean little")
     report(results, rows)
     if options.json:

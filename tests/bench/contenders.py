@@ -120,8 +120,10 @@ class Null(Contender):
         if self.transport == "uring":
             command += ["-o", f"io_uring,io_uring_q_depth={URING_QUEUE_DEPTH}"]
         self.process = subprocess.Popen(
-            [str(word) for word in command], stdout=subprocess.PIPE, text=True
-        )
+            [str(word) for word in command], stdout=subprocess.PIPE, text=True,
+            # As cfs does when it becomes a daemon: the scheduler treats sessions as groups.
+            start_new_session=True,
+        )  # fmt: skip
         self.pid = self.process.pid
         readable, _, _ = select.select([self.process.stdout], [], [], 60)
         if not readable or self.process.stdout.readline() != "ready\n":

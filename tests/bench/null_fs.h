@@ -170,6 +170,10 @@ class NullFs {
     }
     Insert(up, name, inode.get());
     Describe(inode.get(), out);
+    // Even though it is open for write: what could make an empty file other than empty passes the
+    // kernel, which then forgets these attributes. With 0 it would ask for them before the open
+    // returns, for its permission check.
+    out->attr_timeout = kForeverSeconds;
     inode.release()->lookups = 1;
     return 0;
   }

@@ -76,5 +76,5 @@ class Sizes:
 
 
 FULL = Sizes(files=20000, file_mib=512, runtime_s=0.7, rounds=5, warm_up=True, settle=True)
-QUICK = Sizes(files=4000, file_mib=128, runtime_s=0.3, rounds=3, warm_up=False, settle=True)
+QUICK = Sizes(files=4000, file_mib=64, runtime_s=0.2, rounds=3, warm_up=False, settle=True)
 SMOKE = Sizes(files=50, file_mib=4, runtime_s=0.1, rounds=1, warm_up=False, settle=False)

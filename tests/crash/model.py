@@ -10,8 +10,9 @@ Two promises are checked with the same code:
 Names, modes, link counts and xattrs are metadata: each operation is atomic and they take effect in
 order, so what is found must be the state after some prefix of the operations, and the prefix must
 contain those that were synced. Data needs no order: each cell of a file holds the value that it had
-at the file's last sync, or one written there since. Nothing else, in particular no byte of another
-file or place: every cell names its file, its place and the operation that wrote it.
+at the file's last sync, or one written there since; behind the end that the file had then, any that
+was ever written there. Never a byte of another file or place: every cell names its file, its place
+and the operation that wrote it.
 """
 
 import collections
@@ -23,6 +24,7 @@ import struct
 import zlib
 
 CELL = 256  # Less than a page: appends share pages, and pages share blocks.
+ANY = -1  # Any value that an operation can have written.
 ROOT, SHARED = 0, 1  # fids of the writer's directory and of the directory that all writers share.
 
 METADATA = {"create", "tmpfile", "mkdir", "symlink", "link", "unlink", "rmdir", "rename",
@@ -128,10 +130,11 @@ class Data:
     def adopt(self, fid, content, mtime):
         """Goes on from `content`, which has no problem. Returns how many cells were torn."""
         found = [self._identify(fid, index, content) for index in range(len(content) // CELL)]
+        self._extend(len(found))
         for index, value in enumerate(self.cells):
             if index >= len(found) or found[index] != value:
                 self._was(index, value)
-        self.low, self.high = min(self.low, len(found)), max(self.high, len(found))
+        self.low = min(self.low, len(found))
         self.cells = found
         self.set_mtime(mtime)
         return sum(isinstance(value, bytes) for value in found)
@@ -142,6 +145,7 @@ class Data:
     def _extend(self, size):
         for index in range(len(self.cells), size):
             self._was(index, 0)
+            self._was(index, ANY)  # ext4 may keep in the last block what was once beyond its end.
             self.cells.append(0)
         self.high = max(self.high, len(self.cells))
 
@@ -153,10 +157,14 @@ class Data:
         chunk = content[index * CELL:(index + 1) * CELL]
         if index < len(self.cells) and chunk == cell(fid, index, self.cells[index]):
             return self.cells[index]
-        allowed = {value: cell(fid, index, value) for value in self._allowed(index)}
+        values = self._allowed(index)
+        allowed = {value: cell(fid, index, value) for value in values - {ANY}}
         for value, expected in allowed.items():
             if chunk == expected:
                 return value
+        value = _HEAD.unpack_from(chunk)[2]
+        if ANY in values and chunk == cell(fid, index, value):
+            return value
         # A page may be written back while a call fills it: what no sync covers may be torn.
         torn = all(byte in column for byte, *column in zip(chunk, *allowed.values()))
         return chunk if torn else None
@@ -267,8 +275,11 @@ class Model:
         elif kind in ("write", "store", "punch"):
             values = [op["n"] if kind != "punch" else 0] * op["cells"]
             if certain:
+                gap = min(op["at"], len(self.data[fid].cells))
                 self.data[fid].write(op["at"], values)
-                if self.exact or op.get("sync"):
+                if self.exact:
+                    self.data[fid].sync_range(gap, op["at"] + op["cells"] - gap)
+                elif op.get("sync"):
                     self.data[fid].sync_range(op["at"], op["cells"])
             else:
                 self.data[fid].maybe_write(op["at"], values)

@@ -599,10 +599,6 @@ class Mount:
                     found.append(line)
         return found
 
-    def announce(self, errors):
-        """ERROR lines that match `errors` are expected from now on."""
-        self._errors = errors
-
     def _new_lines(self, path):
         try:
             with open(path, encoding="utf-8", errors="replace") as f:

@@ -83,12 +83,11 @@ class Daemon:
 
 
 def create(path):
-    """Not by open(): that would cost more than the mount does."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640))
 
 
 def check_listing(directory, count):
-    """All names are there, once, each with its type; returns how many inodes they have."""
+    """All names are there, once, each a file with an inode of its own."""
     seen = bytearray(count)
     inodes = set()
     with os.scandir(directory) as entries:

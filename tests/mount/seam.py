@@ -326,15 +326,5 @@ def fsync_callers_do_not_slow_others(t):
         callers.finish()
 
 
-@case(timeout=240)
-def killed_fsync_callers_end_at_once(t):
-    with fsync_callers(t) as (mount, device, prober, before, callers):
-        check_killed_at_once([callers.child])
-        check_unchanged(mount, prober, before)
-        device.go()
-        with opened(f"{mount.mnt}/f0") as fd:
-            os.fsync(fd)
-
-
 if __name__ == "__main__":
     sys.exit(harness.main(__doc__, shared_mount=False))

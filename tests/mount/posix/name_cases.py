@@ -95,7 +95,8 @@ def of_invalid_utf8(t):
 @case
 def odd_but_legal(t):
     wanted = ["...", "....", " ", "  x  ", "-", "--help", "*", "?", "a b", "\\", "'", '"', "~",
-              "$HOME", ".hidden", "x.", "%s%n", "CON", "a:b", ";rm", "&&", "\n", "#", ".fuse_hidden"]
+              "$HOME", ".hidden", "x.", "%s%n", "CON", "a:b", ";rm", "&&", "\n", "#",
+              ".fuse_hidden"]
     for name in wanted:
         make(name, name.encode())
     equal(sorted(os.listdir(".")), sorted(wanted))

@@ -57,10 +57,10 @@ def snapshot(root):
     return found
 
 
-def remounted(t, go_away):
+def remounted(t, go_away, **options):
     if not t.on_cfs:
         raise Skip("no cfs")
-    with t.new_mount() as mount:
+    with t.new_mount(**options) as mount:
         build(mount.mnt)
         before = snapshot(mount.mnt)
         handle = name_to_handle(f"{mount.mnt}/d/file")
@@ -84,7 +84,7 @@ def remounted(t, go_away):
 
 @case(timeout=60)
 def clean_remount(t):
-    remounted(t, lambda mount: mount.stop())
+    remounted(t, lambda mount: mount.stop(), foreground=False)
 
 
 @case(timeout=60)

@@ -34,7 +34,9 @@ class NamespaceTest : public testing::Test, public InodeUses {
   }
 
   InodeUse UseOf(InodeId ino) override { return {open_.contains(ino), false}; }
-  void Erased(InodeId ino, const InodeRecord&) override { erased_.insert(ino); }
+  void OnRemoved(const Removed& removed) override {
+    (removed.orphaned ? orphaned_ : erased_).insert(removed.ino);
+  }
 
   InodeId Make(InodeId dir, absl::string_view name, uint32_t mode) {
     const InodeId ino = MakeInode(SlotOf(dir), next_++);
@@ -72,7 +74,7 @@ class NamespaceTest : public testing::Test, public InodeUses {
   std::unique_ptr<WalSyncer> syncer_;
   std::unique_ptr<Shard> shard_;
   std::unique_ptr<Namespace> names_;
-  std::set<InodeId> open_, erased_;
+  std::set<InodeId> open_, erased_, orphaned_;
   uint64_t next_ = 100;
 };
 
@@ -87,7 +89,8 @@ TEST_F(NamespaceTest, CountsFollowEntries) {
   EXPECT_TRUE(names_->RemoveDirectory(kRootInode, "d").ok());
   EXPECT_EQ(Bucket(kRootInode).entries, 1u);
   EXPECT_EQ(Bucket(kRootInode).subdirs, 0u);
-  EXPECT_TRUE(erased_.contains(d));
+  EXPECT_TRUE(orphaned_.contains(d));
+  EXPECT_EQ(ErrnoOf(names_->Create({}, d, "x", {InodeId(99), {}, false}).status()), ENOENT);
 }
 
 TEST_F(NamespaceTest, AnOpenFileIsAnOrphanUntilItIsErased) {
