@@ -26,7 +26,7 @@ MAY_INCLUDE = {
     "ring": ("base", "net"),
     "meta": ("base", "net", "ring"),
     "server": ("base", "net", "ring", "meta", "tier"),
-    "fuse": ("base", "server/file_system.h", "server/control.h"),
+    "fuse": ("base", "server/file_system.h", "server/control.h", "server/node_config.h"),
     "cli": ("base", "server/control.h", "server/file_system.h", "server/node_config.h",
             "server/store_dir.h"),
 }

@@ -22,6 +22,9 @@ inline constexpr size_t kLockStripes = 1024;
 inline constexpr size_t kMemtableBytes = 32 << 20;
 inline constexpr size_t kBlockCacheBytes = 64 << 20;
 inline constexpr int kRocksOpenFiles = 512;
+// Space set aside for metadata: this much, or this share of a small device.
+inline constexpr uint64_t kReserveBytesMax = 64 << 20;
+inline constexpr uint64_t kReserveShare = 32;
 
 // Chunk store. A pool of fresh backing files, and of kernel backing ids that
 // stay registered after the last close.
@@ -30,6 +33,10 @@ inline constexpr size_t kIdleBackingsMax = 32 << 10;
 inline constexpr size_t kDescriptorCacheMax = 1024;
 // Freeing more 512-byte blocks than this may take long: not in a FUSE thread.
 inline constexpr int64_t kSlowTruncateBlocks = (64 << 20) / 512;
+// What adds metadata gets ENOSPC when less than this share of the device is
+// free, so that there is always room for what frees space.
+inline constexpr uint64_t kGrowthShare = 64;
+inline constexpr uint64_t kGrowthBytesMax = 256 << 20;
 // Below this share of free space, an unlink frees before it replies.
 inline constexpr uint64_t kShortSpaceShare = 8;
 inline constexpr size_t kDoomedFilesMax = 64 << 10;

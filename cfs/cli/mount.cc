@@ -90,8 +90,8 @@ absl::Status CheckNesting(const std::string& mountpoint, const std::string& stor
 
 // OK also when only dead mounts of cfs are in the way.
 absl::Status CheckMountPoint(const std::string& mountpoint, absl::string_view own_store = "") {
-  CFS_ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ReadMounts());
-  if (const Mount* mount = MountAt(mounts, mountpoint)) {
+  CFS_ASSIGN_OR_RETURN(const std::vector<MountEntry> mounts, ReadMounts());
+  if (const MountEntry* mount = MountAt(mounts, mountpoint)) {
     if (!mount->is_cfs()) {
       return absl::AlreadyExistsError(absl::StrCat(mountpoint, " is already a mount point (",
                                                    mount->type,
@@ -112,8 +112,8 @@ absl::Status CheckMountPoint(const std::string& mountpoint, absl::string_view ow
 
 absl::Status RemoveDeadMounts(const std::string& mountpoint, absl::string_view own_store) {
   for (int i = 0; i < kDeadMountsMax; ++i) {
-    CFS_ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ReadMounts());
-    const Mount* mount = MountAt(mounts, mountpoint);
+    CFS_ASSIGN_OR_RETURN(const std::vector<MountEntry> mounts, ReadMounts());
+    const MountEntry* mount = MountAt(mounts, mountpoint);
     if (mount == nullptr || !mount->is_cfs() || !IsDead(*mount, own_store)) break;
     CFS_RETURN_IF_ERROR(Unmount(mountpoint, /*lazy=*/true));
     LogInfo("dead mount removed");

@@ -74,11 +74,13 @@ absl::Status RunFusermount(const std::string& mountpoint, bool lazy) {
 
 }  // namespace
 
-std::string Mount::store() const { return std::string(absl::StripPrefix(source, kSourcePrefix)); }
+std::string MountEntry::store() const {
+  return std::string(absl::StripPrefix(source, kSourcePrefix));
+}
 
-std::vector<Mount> ParseMounts(absl::string_view mountinfo) {
+std::vector<MountEntry> ParseMounts(absl::string_view mountinfo) {
   // 36 35 98:0 /root /mountpoint options [optional...] - type source super-options
-  std::vector<Mount> mounts;
+  std::vector<MountEntry> mounts;
   for (absl::string_view line : absl::StrSplit(mountinfo, '\n', absl::SkipEmpty())) {
     const std::vector<absl::string_view> fields = absl::StrSplit(line, ' ');
     const auto dash = std::find(fields.begin(), fields.end(), "-");
@@ -91,7 +93,7 @@ std::vector<Mount> ParseMounts(absl::string_view mountinfo) {
   return mounts;
 }
 
-absl::StatusOr<std::vector<Mount>> ReadMounts() {
+absl::StatusOr<std::vector<MountEntry>> ReadMounts() {
   std::ifstream file(kMountInfo);
   std::stringstream text;
   text << file.rdbuf();
@@ -99,9 +101,10 @@ absl::StatusOr<std::vector<Mount>> ReadMounts() {
   return ParseMounts(text.str());
 }
 
-const Mount* MountAt(const std::vector<Mount>& mounts, absl::string_view mountpoint) {
-  const auto it = std::find_if(mounts.rbegin(), mounts.rend(),
-                               [&](const Mount& mount) { return mount.mountpoint == mountpoint; });
+const MountEntry* MountAt(const std::vector<MountEntry>& mounts, absl::string_view mountpoint) {
+  const auto it = std::find_if(mounts.rbegin(), mounts.rend(), [&](const MountEntry& mount) {
+    return mount.mountpoint == mountpoint;
+  });
   return it == mounts.rend() ? nullptr : &*it;
 }
 
@@ -120,19 +123,19 @@ absl::StatusOr<std::string> ResolveMountPoint(const std::string& path) {
   return ErrnoStatus(error.value(), path);
 }
 
-absl::StatusOr<Mount> CfsMountOf(const std::string& path) {
-  CFS_ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ReadMounts());
-  const Mount* found = nullptr;
+absl::StatusOr<MountEntry> CfsMountOf(const std::string& path) {
+  CFS_ASSIGN_OR_RETURN(const std::vector<MountEntry> mounts, ReadMounts());
+  const MountEntry* found = nullptr;
   struct statx st;
   if (statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC, STATX_MNT_ID, &st) ==
           0 &&
       (st.stx_mask & STATX_MNT_ID) != 0) {
-    for (const Mount& mount : mounts) {
+    for (const MountEntry& mount : mounts) {
       if (mount.id == st.stx_mnt_id) found = &mount;
     }
   } else {
     CFS_ASSIGN_OR_RETURN(const std::string resolved, ResolveMountPoint(path));
-    for (const Mount& mount : mounts) {
+    for (const MountEntry& mount : mounts) {
       if (Contains(mount.mountpoint, resolved) &&
           (found == nullptr || mount.mountpoint.size() >= found->mountpoint.size())) {
         found = &mount;
@@ -145,7 +148,7 @@ absl::StatusOr<Mount> CfsMountOf(const std::string& path) {
   return *found;
 }
 
-bool IsDead(const Mount& mount, absl::string_view own_store) {
+bool IsDead(const MountEntry& mount, absl::string_view own_store) {
   // With a process in charge statfs() might wait for it; without one it can't.
   if (mount.store() != own_store && StoreOwner(mount.store())) return false;
   struct statfs fs;

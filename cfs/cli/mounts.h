@@ -11,7 +11,7 @@
 
 namespace cfs {
 
-struct Mount {
+struct MountEntry {
   uint64_t id;
   std::string mountpoint;
   std::string type;
@@ -23,22 +23,22 @@ struct Mount {
 
 // In the order of mounting: of two on one mount point the later one hides the
 // earlier.
-std::vector<Mount> ParseMounts(absl::string_view mountinfo);
-absl::StatusOr<std::vector<Mount>> ReadMounts();
+std::vector<MountEntry> ParseMounts(absl::string_view mountinfo);
+absl::StatusOr<std::vector<MountEntry>> ReadMounts();
 
 // The mount that is seen at exactly `mountpoint`; nullptr when there is none.
-const Mount* MountAt(const std::vector<Mount>& mounts, absl::string_view mountpoint);
+const MountEntry* MountAt(const std::vector<MountEntry>& mounts, absl::string_view mountpoint);
 
 // Absolute and without symbolic links; works for a mount point whose process is
 // dead.
 absl::StatusOr<std::string> ResolveMountPoint(const std::string& path);
 
 // The cfs mount that holds the file `path`, also when its process is dead.
-absl::StatusOr<Mount> CfsMountOf(const std::string& path);
+absl::StatusOr<MountEntry> CfsMountOf(const std::string& path);
 
 // True when nobody serves the cfs mount any more. Does not wait for a process
 // that hangs. `own_store` is a store that is locked by us and not served yet.
-bool IsDead(const Mount& mount, absl::string_view own_store = "");
+bool IsDead(const MountEntry& mount, absl::string_view own_store = "");
 
 // Takes the topmost mount off `mountpoint`, by fusermount3 where we lack the
 // privilege; `lazy` does it also while the mount is in use. Errors: ABORTED in

@@ -16,7 +16,7 @@ namespace cfs {
 namespace {
 
 absl::Status Stat(bool as_json, const std::string& path) {
-  CFS_ASSIGN_OR_RETURN(const Mount mount, CfsMountOf(path));
+  CFS_ASSIGN_OR_RETURN(const MountEntry mount, CfsMountOf(path));
   struct stat st;
   if (lstat(path.c_str(), &st) != 0) return ErrnoStatus(path);
   CFS_ASSIGN_OR_RETURN(

@@ -20,9 +20,9 @@ struct Options {
 
 // The store that is meant when nothing says which: the one that is mounted.
 absl::StatusOr<std::string> OnlyStore() {
-  CFS_ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ReadMounts());
+  CFS_ASSIGN_OR_RETURN(const std::vector<MountEntry> mounts, ReadMounts());
   std::vector<std::string> stores;
-  for (const Mount& mount : mounts) {
+  for (const MountEntry& mount : mounts) {
     if (mount.is_cfs()) stores.push_back(mount.store());
   }
   if (stores.empty()) return DefaultStorePath();
@@ -35,7 +35,7 @@ absl::Status Status(const Options& options, const std::vector<std::string>& argu
   std::string store = options.store;
   if (!arguments.empty()) {
     if (!store.empty()) return absl::InvalidArgumentError("give MNT or --store, not both");
-    CFS_ASSIGN_OR_RETURN(const Mount mount, CfsMountOf(arguments[0]));
+    CFS_ASSIGN_OR_RETURN(const MountEntry mount, CfsMountOf(arguments[0]));
     if (IsDead(mount)) {
       return absl::UnavailableError(absl::StrCat("the daemon of ", mount.mountpoint,
                                                  " is dead; `cfs mount ", mount.mountpoint,
@@ -47,6 +47,13 @@ absl::Status Status(const Options& options, const std::vector<std::string>& argu
   }
   CFS_ASSIGN_OR_RETURN(nlohmann::json reply,
                        ControlCall(store, {{"verb", "status"}}, kControlTimeout));
+  if (!options.json) {
+    // Most kinds of requests never come.
+    nlohmann::json& requests = reply["fuse"]["requests"];
+    for (auto it = requests.begin(); it != requests.end();) {
+      it = *it == 0 ? requests.erase(it) : std::next(it);
+    }
+  }
   PrintReply(std::move(reply), options.json);
   return absl::OkStatus();
 }

@@ -19,8 +19,8 @@ constexpr int kEndSecondsMax = 60;
 absl::Status Umount(const std::string& path) {
   const auto resolved = ResolveMountPoint(path);
   if (!resolved.ok()) return resolved.status();
-  CFS_ASSIGN_OR_RETURN(const std::vector<Mount> mounts, ReadMounts());
-  const Mount* mount = MountAt(mounts, *resolved);
+  CFS_ASSIGN_OR_RETURN(const std::vector<MountEntry> mounts, ReadMounts());
+  const MountEntry* mount = MountAt(mounts, *resolved);
   if (mount == nullptr || !mount->is_cfs()) {
     return absl::NotFoundError(absl::StrCat(*resolved, " is not the mount point of a cfs"));
   }

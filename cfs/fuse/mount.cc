@@ -287,6 +287,8 @@ void Mount::AttrUnstable(InodeId ino) {
   fuse_lowlevel_notify_inval_inode(session_, Raw(ino), -1, 0);
 }
 
+void Mount::BackingGone(InodeId ino) { passthrough_->Forget(ino); }
+
 void Mount::ListingChanged(InodeId dir) {
   // Drops the pages that hold the listing; nobody holds one of a directory for
   // longer than it takes to copy names.

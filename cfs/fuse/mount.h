@@ -57,6 +57,7 @@ class Mount final : public KernelCache {
   nlohmann::json Status();
 
   void AttrUnstable(InodeId ino) override;
+  void BackingGone(InodeId ino) override;
   void ListingChanged(InodeId dir) override;
 
  private:

@@ -18,7 +18,13 @@ namespace cfs {
 // How long the kernel may keep what only we can change: for ever.
 inline constexpr double kForeverSeconds = 1e9;
 
-inline double AttrSeconds(const Attr& attr) { return attr.stable ? kForeverSeconds : 0; }
+// One tick, the granularity of time stamps. Spares a new file's first write a
+// GETATTR.
+inline constexpr double kTickSeconds = 0.004;
+
+inline double AttrSeconds(const Attr& attr) {
+  return attr.stable ? kForeverSeconds : attr.fresh ? kTickSeconds : 0;
+}
 
 inline fuse_entry_param EntryOf(const Attr& attr) {
   fuse_entry_param entry{};

@@ -3,7 +3,8 @@
 //
 // Keys begin with the slot, so that a slot is one contiguous range; integers in
 // keys are big-endian, in values little-endian; every value begins with a
-// version byte. Three families (RocksDB column families):
+// version byte (but those of xattrs, which are as the user gave them). Three
+// families (RocksDB column families):
 //
 //   records  slot 'i' ino                      InodeRecord
 //            slot 'b' dir bucket(2)            BucketRecord

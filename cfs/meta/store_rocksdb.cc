@@ -7,6 +7,12 @@
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <array>
 #include <cerrno>
 
@@ -14,6 +20,8 @@
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/log.h"
+#include "cfs/base/mutex.h"
+#include "cfs/base/unique_fd.h"
 #include "cfs/meta/store.h"
 
 namespace cfs {
@@ -34,8 +42,13 @@ class RocksdbStore final : public Store {
  public:
   RocksdbStore(std::unique_ptr<rocksdb::DB> db,
                std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount> families,
-               std::shared_ptr<rocksdb::Cache> cache)
-      : db_(std::move(db)), families_(families), cache_(std::move(cache)) {}
+               std::shared_ptr<rocksdb::Cache> cache, std::string reserve_path)
+      : db_(std::move(db)),
+        families_(families),
+        cache_(std::move(cache)),
+        reserve_path_(std::move(reserve_path)) {
+    KeepReserve();
+  }
 
   ~RocksdbStore() override {
     for (rocksdb::ColumnFamilyHandle* family : families_) {
@@ -89,7 +102,29 @@ class RocksdbStore final : public Store {
                           : batch.Put(Handle(write.family), write.key, write.value);
       if (!status.ok()) return ToStatus(status);
     }
-    return ToStatus(db_->Write(rocksdb::WriteOptions(), &batch));
+    rocksdb::Status status = db_->Write(rocksdb::WriteOptions(), &batch);
+    // A full device stops RocksDB until it is told that there is room again.
+    if (ABSL_PREDICT_FALSE(status.IsNoSpace()) && GiveUpReserve()) {
+      status = db_->Write(rocksdb::WriteOptions(), &batch);
+    }
+    return ToStatus(status);
+  }
+
+  void KeepReserve() override {
+    MutexLock lock(&reserve_mutex_);
+    struct statvfs space;
+    if (statvfs(reserve_path_.substr(0, reserve_path_.rfind('/')).c_str(), &space) != 0) return;
+    const uint64_t unit = space.f_frsize;
+    const uint64_t bytes = std::min(kReserveBytesMax, space.f_blocks * unit / kReserveShare);
+    struct stat st;
+    const bool there = stat(reserve_path_.c_str(), &st) == 0;
+    if (there && static_cast<uint64_t>(st.st_blocks) * 512 >= bytes) return;
+    if (space.f_bavail * unit < 4 * bytes) return;
+    const UniqueFd fd(open(reserve_path_.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    // Without a reserve the store works too, until it is full.
+    if (!fd.valid() || fallocate(fd.get(), 0, 0, static_cast<off_t>(bytes)) != 0) {
+      unlink(reserve_path_.c_str());
+    }
   }
 
   absl::Status Scan(Family family, absl::string_view start, absl::string_view prefix,
@@ -116,6 +151,13 @@ class RocksdbStore final : public Store {
   }
 
  private:
+  // True if there was one, or there is room by now, and RocksDB goes on.
+  bool GiveUpReserve() {
+    MutexLock lock(&reserve_mutex_);
+    if (unlink(reserve_path_.c_str()) == 0) LogWarn("store is full, the metadata's reserve is in use");
+    return db_->Resume().ok();
+  }
+
   rocksdb::ColumnFamilyHandle* Handle(Family family) {
     return families_[static_cast<size_t>(family)];
   }
@@ -123,6 +165,8 @@ class RocksdbStore final : public Store {
   const std::unique_ptr<rocksdb::DB> db_;
   const std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount> families_;
   const std::shared_ptr<rocksdb::Cache> cache_;
+  const std::string reserve_path_;
+  Mutex reserve_mutex_;  // One thread at a time makes or gives up the reserve.
 };
 
 }  // namespace
@@ -169,7 +213,7 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& direc
   return std::make_unique<RocksdbStore>(
       std::unique_ptr<rocksdb::DB>(db),
       std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount>{handles[0], handles[1], handles[2]},
-      cache);
+      cache, directory + ".reserve");
 }
 
 }  // namespace cfs

@@ -39,6 +39,9 @@ struct Attr {
   timespec btime{};
   // Nobody can change it without telling us: the kernel may keep it.
   bool stable = true;
+  // Of a file that did not exist before: what happens to it in the first tick of
+  // the clock that stamps files cannot be told from its creation.
+  bool fresh = false;
 };
 
 // An open file of one client; made by Open, ended by Release.
@@ -111,6 +114,8 @@ class KernelCache {
   virtual ~KernelCache() = default;
   // Size and times of the inode may change unseen from now on.
   virtual void AttrUnstable(InodeId ino) = 0;
+  // Give up what keeps the space of a closed file in use.
+  virtual void BackingGone(InodeId ino) = 0;
   // What is cached of the directory's listing is no longer true.
   virtual void ListingChanged(InodeId dir) = 0;
 };

@@ -157,6 +157,7 @@ void LocalFileSystem::Open(InodeId ino, int flags, bool kill_privileges, Done<Op
 absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, InodeId dir,
                                                         absl::string_view name, uint32_t mode,
                                                         int flags, bool unnamed) {
+  CFS_RETURN_IF_ERROR(RoomToGrow());
   CFS_ASSIGN_OR_RETURN(const FreshFile fresh, chunks_->TakeFresh());
   const InodeId ino = MakeInode(SlotOf(dir), Raw(fresh.backing));
   const bool writes = (flags & O_ACCMODE) != O_RDONLY;
@@ -194,6 +195,7 @@ absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, In
   CreateResult result;
   result.attr = AttrFromRecord(ino, *created);
   result.attr.stable = !writes;
+  result.attr.fresh = true;
   result.open = {NewHandle(ino, open, flags), ino, fresh.backing, fresh.registration};
   return result;
 }
@@ -568,6 +570,7 @@ void LocalFileSystem::RunBackground() {
     }
     if (reap) {
       next_second = now + kSecond;
+      store_->KeepReserve();
       ReapSome(/*all=*/false);
     }
   }

@@ -458,6 +458,7 @@ void LocalFileSystem::ReadLink(InodeId ino, Done<std::string> done) {
 absl::StatusOr<Attr> LocalFileSystem::MakeInodeNow(const Caller& caller, InodeId dir,
                                                    absl::string_view name, InodeRecord record,
                                                    Slot slot) {
+  CFS_RETURN_IF_ERROR(RoomToGrow());
   CFS_ASSIGN_OR_RETURN(const uint64_t counter, state_->Next());
   const InodeId ino = MakeInode(slot, counter);
   auto created = names_->Create(caller, dir, name, {ino, std::move(record), false});
@@ -502,9 +503,19 @@ void LocalFileSystem::MakeSymlink(const Caller& caller, InodeId dir, absl::strin
 }
 
 void LocalFileSystem::Link(InodeId ino, InodeId dir, absl::string_view name, Done<Attr> done) {
+  const absl::Status room = RoomToGrow();
+  if (!room.ok()) return done(room);
   auto linked = names_->Link(ino, dir, name);
   if (!linked.ok()) return done(linked.status());
   done(GetAttrNow(ino));
+}
+
+absl::Status LocalFileSystem::RoomToGrow() const {
+  if (!space_is_short_.load(std::memory_order_relaxed)) return absl::OkStatus();
+  CFS_ASSIGN_OR_RETURN(const struct statvfs space, chunks_->Space());
+  const uint64_t unit = space.f_frsize;
+  const uint64_t floor = std::min(kGrowthBytesMax, space.f_blocks * unit / kGrowthShare);
+  return space.f_bavail * unit < floor ? PosixError(ENOSPC) : absl::OkStatus();
 }
 
 void LocalFileSystem::DoneFreeing(const Removed& removed, DoneStatus done) {
@@ -519,6 +530,7 @@ void LocalFileSystem::DoneFreeing(const Removed& removed, DoneStatus done) {
     if (it != ghosts_.end()) backing = std::exchange(it->second.backing, kNoBacking);
   }
   if (backing == kNoBacking) return done(absl::OkStatus());
+  if (cache_ != nullptr) cache_->BackingGone(removed.ino);
   syncer_->Sync([this, backing, done = std::move(done)](absl::Status synced) mutable {
     if (synced.ok()) {
       io_->Run([this, backing, done = std::move(done)]() mutable {
@@ -592,6 +604,8 @@ void LocalFileSystem::ListXattrs(InodeId ino, Done<std::vector<std::string>> don
 
 void LocalFileSystem::SetXattr(InodeId ino, absl::string_view name, absl::string_view value,
                                int flags, bool clear_setgid, DoneStatus done) {
+  absl::Status room = RoomToGrow();
+  if (!room.ok()) return done(std::move(room));
   done(cfs::SetXattr(shard_.get(), clock_, ino, name, value, flags, clear_setgid));
 }
 

@@ -163,6 +163,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // The record of a known inode, also of a ghost: ESTALE if there is none, so
   // that the kernel looks the name up again. Needs the stripe lock.
   absl::StatusOr<InodeRecord> RecordOf(InodeId ino, bool* ghost);
+  // ENOSPC where only what frees space may still write metadata.
+  absl::Status RoomToGrow() const;
   // Answers an operation that may have freed space, after it is free where
   // space is short.
   void DoneFreeing(const Removed& removed, DoneStatus done);

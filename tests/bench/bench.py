@@ -131,7 +131,7 @@ class Bench:
             "--randrepeat=1", "--norandommap",
             # The cache that fio would drop is the FUSE inode's, which passthrough does not use.
             "--invalidate=0", "--output-format=json",
-        ]  # fmt: skip
+        ]
         if not makes_file(row):
             command += ["--time_based", f"--runtime={int(self.sizes.runtime_s * 1000)}ms"]
         reads = rw.endswith("read")
@@ -203,8 +203,9 @@ def parse_arguments():
                         help="all on one CPU at real-time priority: repeatable on a busy machine, "
                         "but blind to what the scheduler costs")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all values here")
-    parser.add_argument("--build", type=pathlib.Path, default=REPOSITORY / "build/meson/tests/bench",
-                        metavar="DIR", help="where null_daemon and meta_bench are")
+    parser.add_argument("--build", type=pathlib.Path, metavar="DIR",
+                        default=REPOSITORY / "build/meson/tests/bench",
+                        help="where null_daemon and meta_bench are")
     parser.add_argument("--cfs", type=pathlib.Path, metavar="BINARY",
                         default=pathlib.Path(os.environ.get("CFS", REPOSITORY / "build/cfs")))
     parser.add_argument("--disk-dir", type=pathlib.Path, default=pathlib.Path("/var/tmp"),

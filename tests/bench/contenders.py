@@ -22,7 +22,7 @@ class BenchError(Exception):
 
 
 def run(command, timeout=STEP_TIMEOUT_S):
-    """Runs to the end and returns stdout; a failure is a BenchError with the last line of stderr."""
+    """Runs to the end and returns stdout; a failure is a BenchError with its last line."""
     try:
         done = subprocess.run(
             [str(word) for word in command], capture_output=True, text=True, timeout=timeout
@@ -120,10 +120,12 @@ class Null(Contender):
         if self.transport == "uring":
             command += ["-o", f"io_uring,io_uring_q_depth={URING_QUEUE_DEPTH}"]
         self.process = subprocess.Popen(
-            [str(word) for word in command], stdout=subprocess.PIPE, text=True,
+            [str(word) for word in command],
+            stdout=subprocess.PIPE,
+            text=True,
             # As cfs does when it becomes a daemon: the scheduler treats sessions as groups.
             start_new_session=True,
-        )  # fmt: skip
+        )
         self.pid = self.process.pid
         readable, _, _ = select.select([self.process.stdout], [], [], 60)
         if not readable or self.process.stdout.readline() != "ready\n":

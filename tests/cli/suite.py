@@ -158,6 +158,8 @@ def main(description):
     wanted = parser.parse_args().names
     if not os.access(BINARY, os.X_OK):
         sys.exit(f"{BINARY} is not there; `make build` makes it, or set CFS")
+    # A driver that loses its patience must not leave our mounts behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     lines = []
     for function in _cases:
         if not wanted or function.__name__ in wanted:

@@ -98,17 +98,19 @@ class Campaign:
         self._leg(kind)
         self.totals["rounds"] += 1
 
-    def finish(self):
+    def finish(self, kind):
         """An orderly restart changes nothing, and everything can be removed."""
         self.stage.remount()
         seen = Seen(self.stage.top)
         for root in WRITERS:
             self._match(self.exact[root], seen)
         shutil.rmtree(self.stage.top)
-        self._check_leak(0)
+        self._check_store(0)
         untried = [kind for kind in OPERATIONS if not self.kinds[kind]]
         if self.totals["rounds"] >= 10 and untried:
             raise Failure(f"empty pass: never done: {' '.join(untried)}")
+        if kind == "power" and self.totals["rounds"] >= 20 and not self.totals["undone operations"]:
+            raise Failure("empty pass: no power failure has undone anything")
 
     def _leg(self, kind):
         self.legs += 1
@@ -263,7 +265,7 @@ class Campaign:
 
     def _match(self, model, seen):
         try:
-            model.match(seen)
+            return model.match(seen)
         except Loss as loss:
             raise Loss(f"{model.root}: {loss}") from loss
 
@@ -279,7 +281,11 @@ class Campaign:
         if strangers := seen.entries.keys() - known:
             raise Loss(f"names that nobody made: {sorted(strangers)[:5]}")
         for root in WRITERS:
-            self._match((self.exact if kind == "kill9" else self.durable)[root], seen)
+            if kind == "kill9":
+                self._match(self.exact[root], seen)
+            else:
+                done = len(self.durable[root].ops)
+                self.totals["undone operations"] += done - self._match(self.durable[root], seen)
             self.totals["torn cells"] += self.durable[root].adopt(seen, durable=kind == "power")
             if kind == "kill9":
                 self.exact[root].adopt(seen, durable=True)
@@ -289,10 +295,11 @@ class Campaign:
             for fid, ino in self.durable[root].inos.items():
                 self._own(ino, root, fid)
         self.totals["files checked"] += seen.files()
-        self._check_leak(seen.files())
+        self._check_store(seen.files())
 
-    def _check_leak(self, inodes):
+    def _check_store(self, inodes):
         if self.stage.has_daemon and not self.stage.unsafe_fsync:
+            self.stage.check_log()
             if leak := self.stage.leaked(inodes):
                 raise Failure(leak)
 
@@ -346,7 +353,7 @@ class Case:
                 return str(loss)[:300]
             raise
         if not self.control:
-            campaign.finish()
+            campaign.finish(self.kind)
         return None
 
     def _missing(self):

@@ -208,6 +208,7 @@ class Cfs:
         if not select.select([self.daemon], [], [], 0)[0]:
             raise Failure("cfs umount returned before the daemon had ended")
         os.close(self.daemon)
+        self.daemon = None
         self.mount()
 
     def check_log(self):
@@ -240,16 +241,16 @@ class Cfs:
         return f"{excess()} more files in {self.store}/data than {inodes} inodes and the pool need"
 
     def close(self):
-        if self.daemon is None:
-            self._find_daemon()
-        if self.daemon is not None:
-            self._end_daemon()
-        unmount(self.mnt)
-        if self.disk:
-            self.disk.close()
-        if self.uring_was is not None:
-            URING.write_text(self.uring_was)
-
+        with contextlib.ExitStack() as steps:  # All are tried, the last one first.
+            if self.uring_was is not None:
+                steps.callback(URING.write_text, self.uring_was)
+            if self.disk:
+                steps.callback(self.disk.close)
+            steps.callback(unmount, self.mnt)
+            if self.daemon is None:
+                self._find_daemon()
+            if self.daemon is not None:
+                self._end_daemon()
 
     def _find_daemon(self):
         """Finds the daemon that a failed mount may have left."""

@@ -9,7 +9,7 @@ namespace cfs {
 namespace {
 
 TEST(MountsTest, ReadsTheTable) {
-  const std::vector<Mount> mounts = ParseMounts(
+  const std::vector<MountEntry> mounts = ParseMounts(
       "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n"
       "40 22 0:50 / /mnt/a\\040b rw,nosuid shared:3 master:1 - fuse.cfs cfs:/st\\134ore\\011 rw\n"
       "too short\n"
@@ -23,7 +23,7 @@ TEST(MountsTest, ReadsTheTable) {
 }
 
 TEST(MountsTest, TheLastMountHidesTheOthers) {
-  const std::vector<Mount> mounts = ParseMounts(
+  const std::vector<MountEntry> mounts = ParseMounts(
       "1 0 8:1 / /m rw - ext4 a rw\n"
       "2 1 8:2 / /m rw - ext4 b rw\n"
       "3 1 8:3 / /m/below rw - ext4 c rw\n");
