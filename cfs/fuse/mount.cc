@@ -216,8 +216,13 @@ int Mount::RegisterFresh(int fd) {
 }
 
 void Mount::Serve() {
+  // The kernel wakes readers of the device in turn: each more is a colder cache
+  // and one more on its lock. Handlers do not wait, so few are enough; data
+  // through the daemon does wait for memory and takes more.
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  const int count = std::clamp(cores + 1, kFuseThreadsMin, kFuseThreadsMax);
+  const int count = abilities_.passthrough
+                        ? std::clamp(cores / 2, 1, kFuseThreadsMax)
+                        : std::clamp(cores + 1, kFuseThreadsMin, kFuseThreadsMax);
   for (int i = 0; i < count; ++i) threads_.emplace_back([this] { Work(); });
 
   // Reads through the daemon come in pieces as large as readahead.

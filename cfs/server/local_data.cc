@@ -256,8 +256,23 @@ void LocalFileSystem::Unpin(InodeId ino, OpenInode* inode, bool writer) {
       return open_.Erase(ino);
     }
   }
-  // Readers leave an access time behind, writers all the rest.
-  if (inode->writers == 0) QueueSettle(ino, inode);
+  if (inode->writers > 0) return;
+  if (!writer && !inode->marked && !inode->queued) {
+    // All that a reader can leave behind is an access time.
+    const auto record = shard_->GetInode(ino);
+    if (record.ok() && !AccessTimeMoves(*record)) {
+      if (!inode->open()) open_.Erase(ino);
+      return;
+    }
+  }
+  QueueSettle(ino, inode);
+}
+
+bool LocalFileSystem::AccessTimeMoves(const InodeRecord& record) const {
+  // relatime: once after each change, and once a day.
+  constexpr time_t kDay = 24 * 60 * 60;
+  return !relatime_ || !(record.mtime < record.atime) || !(record.ctime < record.atime) ||
+         clock_->Now().tv_sec - record.atime.tv_sec >= kDay || record.attr_epoch != attr_epoch_;
 }
 
 void LocalFileSystem::Release(HandleId handle) {

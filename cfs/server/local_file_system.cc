@@ -73,6 +73,8 @@ absl::StatusOr<std::unique_ptr<LocalFileSystem>> LocalFileSystem::Open(const Opt
   StoreStateKeeper* const state = fs->state_.get();
   CFS_ASSIGN_OR_RETURN(fs->chunks_, ChunkStore::Open(options.data_path,
                                                      [state] { return state->Next(); }));
+  CFS_ASSIGN_OR_RETURN(const struct statvfs space, fs->chunks_->Space());
+  fs->relatime_ = (space.f_flag & (ST_RELATIME | ST_NOATIME)) != 0;
   CFS_RETURN_IF_ERROR(fs->Recover());
   return fs;
 }

@@ -146,6 +146,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   void QueueSettle(InodeId ino, OpenInode* inode);
   void SettleLocked(InodeId ino, uint64_t settled);
   void Unpin(InodeId ino, OpenInode* inode, bool writer);
+  // Whether reading the file changes its access time.
+  bool AccessTimeMoves(const InodeRecord& record) const;
 
   absl::StatusOr<Attr> GetAttrNow(InodeId ino);
   absl::StatusOr<Attr> LookupNow(InodeId dir, absl::string_view name);
@@ -196,6 +198,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   OpenTable open_;
   LockTable locks_;
   uint32_t attr_epoch_ = 0;
+  bool relatime_ = false;  // How the store's file system keeps access times.
 
   // Inodes without a name that the kernel still knows: their last attributes.
   // Backing files, and records of directories, stay until Forget. The count

@@ -373,7 +373,7 @@ class Case:
         if self.reference:
             return Reference(folder, self.fs)
         if self.control:
-            binary = os.environ.get("CFS_FAULT", REPOSITORY / "build-fault/cfs")
+            binary = os.environ.get("CFS_FAULT", REPOSITORY / "build-asan/cfs")
         else:
             binary = os.environ.get("CFS", REPOSITORY / "build/cfs")
         return Cfs(folder, binary, self.options.mode, self.fs, unsafe_fsync=self.control)

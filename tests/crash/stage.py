@@ -88,18 +88,25 @@ class Disk:
 
     def reboot(self):
         """Mounts what was on the disk: loop device and cache are new, the log is replayed."""
-        def unmounted():
-            done = subprocess.run(["umount", self.path], capture_output=True, check=False)
-            return done.returncode == 0
-
-        if not eventually(unmounted, 10):
+        if not eventually(self._unmounted, 10):
             raise Failure(f"{self.path} stays busy after the power failure")
-        if not eventually(lambda: not run("losetup", "-j", self.image), 10):
-            raise Failure(f"a loop device keeps {self.image}")
+        self._wait_for_loop()
         self.mount()
 
     def close(self):
-        unmount(self.path)
+        if not mounts(self.path):
+            return
+        if not eventually(self._unmounted, 10):
+            unmount(self.path)
+        self._wait_for_loop()
+
+    def _unmounted(self):
+        done = subprocess.run(["umount", self.path], capture_output=True, check=False)
+        return done.returncode == 0
+
+    def _wait_for_loop(self):
+        if not eventually(lambda: not run("losetup", "-j", self.image), 10):
+            raise Failure(f"a loop device keeps {self.image}")
 
 
 class Reference:

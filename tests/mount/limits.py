@@ -191,6 +191,28 @@ def listing_while_names_change(t):
         check(changed > 100, "hardly anything changed meanwhile")
 
 
+@harness.case(timeout=TIMEOUT)
+def listing_while_others_list(t):
+    """Who lists a part may not leave it to others as it was before a name was added."""
+    count = 5_000  # Five blocks of what a program reads of a directory at once.
+    with t.new_mount() as mount:
+        directory = f"{mount.mnt}/d"
+        os.mkdir(directory)
+        names = {f"file{i}" for i in range(count)}
+        for name in names:
+            create(f"{directory}/{name}")
+        for i in range(40):
+            with os.scandir(directory) as part, os.scandir(directory) as late:
+                for _ in range(count * 4 // 5):
+                    next(part)
+                names.add(f"new{i}")
+                create(f"{directory}/new{i}")
+                seen = {next(late).name}
+                check(set(os.listdir(directory)) == names, "a listing at once is incomplete")
+                seen.update(entry.name for entry in late)
+            check(seen == names, f"a listing misses {sorted(names - seen)}")
+
+
 @harness.case(timeout=120)
 def descriptors_of_clients_cost_the_daemon_none(t):
     """15,000 files open at once; the daemon never needs more than 2,000 descriptors."""
