@@ -115,14 +115,14 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
   });
   if (!control.ok()) {
     mount.Abort();
-    mount.Wait().IgnoreError();  // The control socket's error is the one to tell.
+    mount.Wait([&] { fs->Drain(); }).IgnoreError();  // The control socket's error is the one to tell.
     return control.status();
   }
   {
     SignalThread signal_thread(&mount);
     mount.Serve();
     on_ready();
-    status = mount.Wait();
+    status = mount.Wait([&] { fs->Drain(); });
   }
   control->reset();
   const absl::Status closed = fs->Close();

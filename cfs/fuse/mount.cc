@@ -74,7 +74,7 @@ void LogFromLibrary(fuse_log_level level, const char* format, va_list arguments)
 Mount::~Mount() {
   if (session_ != nullptr) {
     Abort();
-    Wait().IgnoreError();
+    Wait([] {}).IgnoreError();
   }
 }
 
@@ -249,7 +249,7 @@ void Mount::Work() {
   free(buffer.mem);
 }
 
-absl::Status Mount::Wait() {
+absl::Status Mount::Wait(absl::FunctionRef<void()> drain) {
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
   {
@@ -257,6 +257,7 @@ absl::Status Mount::Wait() {
     MutexLock lock(&registry_mutex_);
     gone_ = true;
   }
+  drain();
   // Unmounts, unless that is done, and ends the ring threads.
   fuse_session_unmount(session_);
   fuse_session_destroy(std::exchange(session_, nullptr));
@@ -281,6 +282,8 @@ void Mount::DetachLazily() {
 }
 
 void Mount::Abort() {
+  MutexLock lock(&registry_mutex_);
+  if (gone_) return;
   fuse_session_exit(session_);
   // Threads that wait for a request end when the connection does.
   umount2(config_.mountpoint.c_str(), MNT_FORCE | MNT_DETACH);
@@ -290,6 +293,11 @@ void Mount::AttrUnstable(InodeId ino) {
   // Attributes only (a negative offset): takes no page or inode lock, so it may
   // be called from within a request. The kernel may not know the inode.
   fuse_lowlevel_notify_inval_inode(session_, Raw(ino), -1, 0);
+}
+
+void Mount::RegistrationUnused(int registration) {
+  MutexLock lock(&registry_mutex_);
+  if (!gone_) registry_->Unregister(registration);
 }
 
 void Mount::BackingGone(InodeId ino) { passthrough_->Forget(ino); }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cfs/base/mutex.h"
@@ -47,8 +48,8 @@ class Mount final : public KernelCache {
   int RegisterFresh(int fd);
   void Serve();
   // Until unmounted. OK unless the connection broke. No operation is in a
-  // handler afterwards.
-  absl::Status Wait();
+  // handler afterwards, and after `drain` none has a reply to give.
+  absl::Status Wait(absl::FunctionRef<void()> drain);
   // Takes the mount out of the name space; it ends when its last user does.
   void DetachLazily();
   // Ends it now: users get ENOTCONN.
@@ -57,6 +58,7 @@ class Mount final : public KernelCache {
   nlohmann::json Status();
 
   void AttrUnstable(InodeId ino) override;
+  void RegistrationUnused(int registration) override;
   void BackingGone(InodeId ino) override;
   void ListingChanged(InodeId dir) override;
 

@@ -1,5 +1,7 @@
 #include "cfs/meta/store_state.h"
 
+#include <utility>
+
 #include "cfs/base/check.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/status_macros.h"
@@ -69,8 +71,11 @@ absl::Status StoreStateKeeper::TopUp() {
 absl::Status StoreStateKeeper::SetSettled(uint64_t settled) {
   MutexLock lock(&mutex_);
   if (settled <= state_.settled) return absl::OkStatus();
-  state_.settled = settled;
-  return WriteLocked(/*sync=*/false);
+  // Taken for written only once it is: marks go on the strength of it.
+  const uint64_t before = std::exchange(state_.settled, settled);
+  const absl::Status status = WriteLocked(/*sync=*/false);
+  if (!status.ok()) state_.settled = before;
+  return status;
 }
 
 absl::Status StoreStateKeeper::MarkClean() {

@@ -114,6 +114,8 @@ class KernelCache {
   virtual ~KernelCache() = default;
   // Size and times of the inode may change unseen from now on.
   virtual void AttrUnstable(InodeId ino) = 0;
+  // A fresh file's registration (OpenResult) is not going to be used.
+  virtual void RegistrationUnused(int registration) = 0;
   // Give up what keeps the space of a closed file in use.
   virtual void BackingGone(InodeId ino) = 0;
   // What is cached of the directory's listing is no longer true.

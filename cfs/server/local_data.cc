@@ -186,6 +186,7 @@ absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, In
   if (!created.ok()) {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
     open_.Erase(ino);
+    DropRegistration(fresh.registration);
     const absl::Status removed = chunks_->Remove(fresh.backing);
     // What stays unsettled is found again by recovery.
     if (removed.ok()) chunks_->Settle(fresh.backing);
@@ -218,6 +219,7 @@ void LocalFileSystem::Create(const Caller& caller, InodeId dir, absl::string_vie
   if (!created.ok()) return done(std::move(created));
   DoneDurably(flags, [this, created = *created, done = std::move(done)](absl::Status s) mutable {
     if (s.ok()) return done(created);
+    DropRegistration(created.open.registration);
     Release(created.open.handle);
     done(PosixError(EIO));
   });

@@ -242,9 +242,11 @@ absl::StatusOr<Attr> LocalFileSystem::AttrOf(InodeId ino, InodeRecord record) {
   if (record.attr_epoch != attr_epoch_) {
     CFS_RETURN_IF_ERROR(MergeBacking(&record));
     record.attr_epoch = attr_epoch_;
-    Shard::Update update(shard_.get());
-    update.PutInode(ino, record);
-    CFS_RETURN_IF_ERROR(update.Commit());
+    if (!space_is_short_.load(std::memory_order_relaxed)) {
+      Shard::Update update(shard_.get());
+      update.PutInode(ino, record);
+      update.Commit().IgnoreError();  // Spares the next look, and no more.
+    }
   }
   return AttrFromRecord(ino, record);
 }
@@ -345,7 +347,7 @@ absl::StatusOr<InodeRecord> LocalFileSystem::RecordOf(InodeId ino, bool* ghost) 
 }
 
 void LocalFileSystem::KillPrivileges(InodeId ino, InodeRecord* record, Shard::Update* update) {
-  if (!record->IsRegular()) return;
+  if (record->IsDirectory()) return;
   record->mode &= ~uint32_t{S_ISUID};
   if (record->mode & S_IXGRP) record->mode &= ~uint32_t{S_ISGID};
   if (record->flags & kHasXattrs) update->DeleteXattr(ino, "security.capability");
@@ -477,6 +479,7 @@ void LocalFileSystem::MakeNode(const Caller& caller, InodeId dir, absl::string_v
     auto created = CreateNow(caller, dir, name, S_IFREG | (mode & 07777u), O_RDONLY | O_EXCL,
                              /*unnamed=*/false);
     if (!created.ok()) return done(created.status());
+    DropRegistration(created->open.registration);
     Release(created->open.handle);
     return done(std::move(created->attr));
   }
@@ -512,6 +515,30 @@ void LocalFileSystem::Link(InodeId ino, InodeId dir, absl::string_view name, Don
   done(GetAttrNow(ino));
 }
 
+void LocalFileSystem::DropRegistration(int registration) {
+  if (registration != 0 && cache_ != nullptr) cache_->RegistrationUnused(registration);
+}
+
+void LocalFileSystem::Drain() {
+  locks_.CancelAll();
+  // What the pool runs may ask for a sync, and what waits for one may ask the
+  // pool: twice each is as deep as it goes.
+  for (int pass = 0; pass < 2; ++pass) {
+    io_->Drain();
+    Mutex mutex;
+    CondVar synced;
+    bool finished = false;
+    syncer_->Sync([&](absl::Status) {
+      MutexLock lock(&mutex);
+      finished = true;
+      synced.Signal();
+    });
+    MutexLock lock(&mutex);
+    while (!finished) synced.Wait(&mutex);
+  }
+  io_->Drain();
+}
+
 absl::Status LocalFileSystem::RoomToGrow() const {
   if (!space_is_short_.load(std::memory_order_relaxed)) return absl::OkStatus();
   CFS_ASSIGN_OR_RETURN(const struct statvfs space, chunks_->Space());
@@ -527,9 +554,13 @@ void LocalFileSystem::DoneFreeing(const Removed& removed, DoneStatus done) {
     // What is freed here may be written the next moment, and a passthrough
     // write that finds no space cannot wait for us: free it now, and do without
     // the chance to open the file again through /proc/self/fd.
-    MutexLock lock(&ghost_mutex_);
-    const auto it = ghosts_.find(removed.ino);
-    if (it != ghosts_.end()) backing = std::exchange(it->second.backing, kNoBacking);
+    StripeLocks::Hold hold(&shard_->locks(), {removed.ino});
+    const OpenInode* open = open_.Find(removed.ino);
+    if (open == nullptr || !open->open()) {
+      MutexLock lock(&ghost_mutex_);
+      const auto it = ghosts_.find(removed.ino);
+      if (it != ghosts_.end()) backing = std::exchange(it->second.backing, kNoBacking);
+    }
   }
   if (backing == kNoBacking) return done(absl::OkStatus());
   if (cache_ != nullptr) cache_->BackingGone(removed.ino);
@@ -597,11 +628,16 @@ void LocalFileSystem::List(InodeId dir, uint64_t offset, size_t bytes_max, size_
 }
 
 void LocalFileSystem::GetXattr(InodeId ino, absl::string_view name, Done<std::string> done) {
-  done(cfs::GetXattr(shard_.get(), ino, name));
+  absl::StatusOr<std::string> value = cfs::GetXattr(shard_.get(), ino, name);
+  // A ghost's attributes went with its record.
+  if (absl::IsNotFound(value.status())) value = PosixError(ENODATA);
+  done(std::move(value));
 }
 
 void LocalFileSystem::ListXattrs(InodeId ino, Done<std::vector<std::string>> done) {
-  done(cfs::ListXattrs(shard_.get(), ino));
+  absl::StatusOr<std::vector<std::string>> names = cfs::ListXattrs(shard_.get(), ino);
+  if (absl::IsNotFound(names.status())) names = std::vector<std::string>();
+  done(std::move(names));
 }
 
 void LocalFileSystem::SetXattr(InodeId ino, absl::string_view name, absl::string_view value,

@@ -57,8 +57,9 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // No operation is outstanding and none follows: settles what is open, removes
   // what is doomed, syncs, and marks the store as ended in good order.
   absl::Status Close();
-  // Completes every waiting lock request with EINTR.
-  void CancelWaiters() { locks_.CancelAll(); }
+  // No operation begins any more: ends what waits (locks, with EINTR) and returns
+  // when every completion has run.
+  void Drain();
   // Handles opened from now on keep descriptors for I/O through the daemon.
   void SetDaemonIo(bool daemon_io) { daemon_io_ = daemon_io; }
 
@@ -165,6 +166,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // The record of a known inode, also of a ghost: ESTALE if there is none, so
   // that the kernel looks the name up again. Needs the stripe lock.
   absl::StatusOr<InodeRecord> RecordOf(InodeId ino, bool* ghost);
+  void DropRegistration(int registration);
   // ENOSPC where only what frees space may still write metadata.
   absl::Status RoomToGrow() const;
   // Answers an operation that may have freed space, after it is free where

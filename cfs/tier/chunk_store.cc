@@ -131,7 +131,7 @@ void ChunkStore::Settle(BackingId backing) {
   settled_.store(base, std::memory_order_release);
 }
 
-absl::StatusOr<FreshFile> ChunkStore::MakeFresh() {
+absl::StatusOr<FreshFile> ChunkStore::MakeFresh(const Registrar& registrar) {
   CFS_ASSIGN_OR_RETURN(const uint64_t number, next_number_());
   FreshFile fresh{BackingId(number), 0};
   const absl::StatusOr<UniqueFd> fd = Create(fresh.backing);
@@ -139,7 +139,7 @@ absl::StatusOr<FreshFile> ChunkStore::MakeFresh() {
     Settle(fresh.backing);
     return fd.status();
   }
-  if (registrar_) fresh.registration = registrar_(fd->get());
+  if (registrar) fresh.registration = registrar(fd->get());
   return fresh;
 }
 
@@ -173,7 +173,7 @@ void ChunkStore::Fill() {
       if (stopping_) return;
     }
     for (;;) {
-      absl::StatusOr<FreshFile> fresh = MakeFresh();
+      absl::StatusOr<FreshFile> fresh = MakeFresh(registrar_);
       MutexLock lock(&pool_mutex_);
       if (!fresh.ok()) {
         // TakeFresh tries for itself and reports; here only time is lost.
@@ -199,7 +199,7 @@ absl::StatusOr<FreshFile> ChunkStore::TakeFresh() {
     }
     pool_wake_.Signal();
   }
-  return MakeFresh();
+  return MakeFresh(nullptr);
 }
 
 }  // namespace cfs

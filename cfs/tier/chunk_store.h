@@ -85,13 +85,13 @@ class ChunkStore {
   // a writable one would be a writer to the lease probe for ever.
   absl::StatusOr<UniqueFd> Create(BackingId backing) const;
   // Gets a number and makes its file.
-  absl::StatusOr<FreshFile> MakeFresh();
+  absl::StatusOr<FreshFile> MakeFresh(const Registrar& registrar);
   void Fill();
 
   const UniqueFd directory_;
   const std::string path_;
   const NextNumber next_number_;
-  Registrar registrar_;
+  Registrar registrar_;  // Of the filler.
 
   Mutex pool_mutex_;
   CondVar pool_wake_;

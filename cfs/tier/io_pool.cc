@@ -23,6 +23,11 @@ void IoPool::Run(absl::AnyInvocable<void()> task) {
   wake_.Signal();
 }
 
+void IoPool::Drain() {
+  MutexLock lock(&mutex_);
+  while (!tasks_.empty() || running_ > 0) idle_.Wait(&mutex_);
+}
+
 void IoPool::Work() {
   for (;;) {
     absl::AnyInvocable<void()> task;
@@ -32,8 +37,13 @@ void IoPool::Work() {
       if (tasks_.empty()) return;
       task = std::move(tasks_.front());
       tasks_.pop_front();
+      ++running_;
     }
     task();
+    task = nullptr;
+    MutexLock lock(&mutex_);
+    --running_;
+    if (tasks_.empty() && running_ == 0) idle_.SignalAll();
   }
 }
 

@@ -20,6 +20,8 @@ class IoPool {
   ~IoPool();
 
   void Run(absl::AnyInvocable<void()> task);
+  // Returns when no task waits or runs.
+  void Drain();
 
  private:
   void Work();
@@ -27,6 +29,8 @@ class IoPool {
   Mutex mutex_;
   CondVar wake_;
   std::deque<absl::AnyInvocable<void()>> tasks_ ABSL_GUARDED_BY(mutex_);
+  CondVar idle_;
+  int running_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
 };
