@@ -190,8 +190,9 @@ absl::Status Namespace::DropLink(InodeId ino, InodeRecord record, const timespec
   const InodeUse use = uses_->UseOf(ino);
   removed->ino = ino;
   removed->record = record;
-  removed->orphaned = use.open;
-  if (use.open) {
+  // Nobody tells us of opens of FIFOs and the like: they stay until forgotten.
+  removed->orphaned = use.open || !record.IsRegular();
+  if (removed->orphaned) {
     update->PutQueue(QueueKind::kOrphan, ino, record.backing);
     update->PutInode(ino, std::move(record));
     return absl::OkStatus();

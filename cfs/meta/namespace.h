@@ -33,8 +33,8 @@ struct InodeUse {
 // An inode whose last name went away.
 struct Removed {
   InodeId ino = kNoInode;  // kNoInode: it has other names, or there was none.
-  // Its record stays: an open file, until its last release, or a directory
-  // (whose opens nobody counts), until the kernel forgets it.
+  // Its record stays: of an open file until its last release, of anything but a
+  // regular file (whose opens nobody counts) until the kernel forgets it.
   bool orphaned = false;
   InodeRecord record;
 };

@@ -312,13 +312,13 @@ void LocalFileSystem::Forget(InodeId ino) {
     ghosts_.erase(it);
     ghost_count_.store(ghosts_.size(), std::memory_order_relaxed);
   }
-  if (last.IsDirectory()) {
+  if (!last.IsRegular()) {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
     const auto record = shard_->GetInode(ino);
     const absl::Status erased =
         record.ok() ? EraseOrphan(ino, *record, /*marked=*/false) : record.status();
     if (!erased.ok()) {
-      LogWarn("removed directory stays until the next start ino=", Raw(ino),
+      LogWarn("removed inode stays until the next start ino=", Raw(ino),
               " error=", erased.ToString());
     }
   }
@@ -329,7 +329,7 @@ void LocalFileSystem::Forget(InodeId ino) {
 }
 
 void LocalFileSystem::OnRemoved(const Removed& removed) {
-  if (removed.orphaned && !removed.record.IsDirectory()) return;  // Release sees to it.
+  if (removed.orphaned && removed.record.IsRegular()) return;  // Release sees to it.
   MutexLock lock(&ghost_mutex_);
   ghosts_[removed.ino] = removed.record;
   ghost_count_.store(ghosts_.size(), std::memory_order_relaxed);

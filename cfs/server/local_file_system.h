@@ -203,8 +203,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   bool relatime_ = false;  // How the store's file system keeps access times.
 
   // Inodes without a name that the kernel still knows: their last attributes.
-  // Backing files, and records of directories, stay until Forget. The count
-  // spares Forget the lock.
+  // Backing files, and records of all but regular files, stay until Forget. The
+  // count spares Forget the lock.
   std::atomic<size_t> ghost_count_{0};
   Mutex ghost_mutex_;
   absl::flat_hash_map<InodeId, InodeRecord> ghosts_ ABSL_GUARDED_BY(ghost_mutex_);
