@@ -32,10 +32,10 @@ HandleId HandleOf(const fuse_file_info* info) { return HandleId(info->fh); }
 // The kernel's own bit for "drop setuid and setgid" (FATTR_KILL_SUIDGID).
 constexpr int kSetAttrKillPrivileges = 1 << 11;
 
-uint32_t SetAttrFieldsOf(int to_set) {
+uint32_t SetAttrFieldsOf(int to_set, uid_t uid) {
   // A write by somebody without CAP_FSETID to a setuid file comes as a SETATTR
-  // that sets nothing.
-  if (to_set == 0) return kKillPrivileges;
+  // that sets nothing, and so does anybody's to a file with capabilities.
+  if (to_set == 0) return uid == 0 ? kKillCapability : kKillPrivileges;
   uint32_t fields = 0;
   if (to_set & FUSE_SET_ATTR_MODE) fields |= kSetMode;
   if (to_set & FUSE_SET_ATTR_UID) fields |= kSetUid;
@@ -168,7 +168,7 @@ struct Handlers {
   static void SetAttr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_set,
                       fuse_file_info*) {
     SetAttrRequest request;
-    request.fields = SetAttrFieldsOf(to_set);
+    request.fields = SetAttrFieldsOf(to_set, fuse_req_ctx(req)->uid);
     request.mode = st->st_mode;
     request.uid = st->st_uid;
     request.gid = st->st_gid;

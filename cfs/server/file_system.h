@@ -70,7 +70,8 @@ enum SetAttrFields : uint32_t {
   kSetMtime = 1u << 5,
   kSetAtimeNow = 1u << 6,
   kSetMtimeNow = 1u << 7,
-  kKillPrivileges = 1u << 8,  // Drop setuid and setgid bits.
+  kKillPrivileges = 1u << 8,  // Drop setuid and setgid bits and capabilities.
+  kKillCapability = 1u << 9,  // Drop capabilities only.
 };
 struct SetAttrRequest {
   uint32_t fields = 0;

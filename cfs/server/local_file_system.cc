@@ -376,6 +376,9 @@ absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrReques
   if ((fields & (kSetUid | kSetGid | kKillPrivileges)) && !(fields & kSetMode)) {
     KillPrivileges(ino, &record, &update);
   }
+  if ((fields & kKillCapability) && (record.flags & kHasXattrs)) {
+    update.DeleteXattr(ino, "security.capability");
+  }
   timespec times[2] = {{0, UTIME_OMIT}, {0, UTIME_OMIT}};
   if (fields & kSetAtime) times[0] = fields & kSetAtimeNow ? now : request.atime;
   if (fields & kSetMtime) times[1] = fields & kSetMtimeNow ? now : request.mtime;
