@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "cfs/base/mutex.h"
 #include "cfs/fuse/counters.h"
+#include "cfs/fuse/listed_directories.h"
 #include "cfs/fuse/passthrough.h"
 #include "cfs/server/file_system.h"
 #include "cfs/server/node_config.h"
@@ -67,6 +68,10 @@ class Mount final : public KernelCache {
 
   void Work();
   void Init(fuse_conn_info* conn);
+  // Before names of `dir` change.
+  void ListingChanges(InodeId dir) {
+    if (listed_.Remove(dir)) ListingChanged(dir);
+  }
   // Passes on one more open, in the mode that Passthrough chooses.
   void FillOpen(const OpenResult& open, fuse_file_info* info);
 
@@ -81,6 +86,7 @@ class Mount final : public KernelCache {
   Mutex registry_mutex_;
   bool gone_ ABSL_GUARDED_BY(registry_mutex_) = false;
   std::unique_ptr<Passthrough> passthrough_;
+  ListedDirectories listed_;
   FuseCounters counters_;
   std::vector<std::thread> threads_;
   std::atomic<int> error_{0};

@@ -16,6 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
+#include "cfs/fuse/kernel_order.h"
 #include "cfs/fuse/mount.h"
 #include "cfs/fuse/reply.h"
 
@@ -80,11 +81,20 @@ FileLock LockOf(const struct flock& lock, int32_t pid) {
 }  // namespace
 
 struct Handlers {
-  static Mount* Of(fuse_req_t req) { return static_cast<Mount*>(fuse_req_userdata(req)); }
+  static Mount* Of(fuse_req_t req) {
+    AfterRequest();
+    return static_cast<Mount*>(fuse_req_userdata(req));
+  }
   static FileSystem* Begin(fuse_req_t req, FuseOp op) {
     Mount* const mount = Of(req);
     mount->counters_.Count(op);
     return mount->fs_;
+  }
+
+  // For a request that changes names of `dir`.
+  static FileSystem* BeginIn(fuse_req_t req, FuseOp op, fuse_ino_t dir) {
+    Of(req)->ListingChanges(InodeId(dir));
+    return Begin(req, op);
   }
 
   static void Init(void* userdata, fuse_conn_info* conn) {
@@ -105,6 +115,8 @@ struct Handlers {
   static void ForgetOne(Mount* mount, fuse_ino_t ino) {
     mount->counters_.Count(FuseOp::forget);
     mount->passthrough_->Forget(InodeId(ino));
+    // By now the kernel may know the inode anew, and have listed it.
+    mount->ListingChanges(InodeId(ino));
     mount->fs_->Forget(InodeId(ino));
   }
 
@@ -119,35 +131,36 @@ struct Handlers {
   }
 
   static void Mknod(fuse_req_t req, fuse_ino_t dir, const char* name, mode_t mode, dev_t rdev) {
-    Begin(req, FuseOp::mknod)
+    BeginIn(req, FuseOp::mknod, dir)
         ->MakeNode(CallerOf(req), InodeId(dir), name, mode, rdev, ReplyEntry(req));
   }
 
   static void Mkdir(fuse_req_t req, fuse_ino_t dir, const char* name, mode_t mode) {
-    Begin(req, FuseOp::mkdir)
+    BeginIn(req, FuseOp::mkdir, dir)
         ->MakeDirectory(CallerOf(req), InodeId(dir), name, mode, ReplyEntry(req));
   }
 
   static void Symlink(fuse_req_t req, const char* target, fuse_ino_t dir, const char* name) {
-    Begin(req, FuseOp::symlink)
+    BeginIn(req, FuseOp::symlink, dir)
         ->MakeSymlink(CallerOf(req), InodeId(dir), name, target, ReplyEntry(req));
   }
 
   static void Link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t dir, const char* name) {
-    Begin(req, FuseOp::link)->Link(InodeId(ino), InodeId(dir), name, ReplyEntry(req));
+    BeginIn(req, FuseOp::link, dir)->Link(InodeId(ino), InodeId(dir), name, ReplyEntry(req));
   }
 
   static void Unlink(fuse_req_t req, fuse_ino_t dir, const char* name) {
-    Begin(req, FuseOp::unlink)->Unlink(InodeId(dir), name, ReplyStatus(req));
+    BeginIn(req, FuseOp::unlink, dir)->Unlink(InodeId(dir), name, ReplyStatus(req));
   }
 
   static void Rmdir(fuse_req_t req, fuse_ino_t dir, const char* name) {
-    Begin(req, FuseOp::rmdir)->RemoveDirectory(InodeId(dir), name, ReplyStatus(req));
+    BeginIn(req, FuseOp::rmdir, dir)->RemoveDirectory(InodeId(dir), name, ReplyStatus(req));
   }
 
   static void Rename(fuse_req_t req, fuse_ino_t from_dir, const char* from_name,
                      fuse_ino_t to_dir, const char* to_name, unsigned flags) {
-    Begin(req, FuseOp::rename)
+    Of(req)->ListingChanges(InodeId(to_dir));
+    BeginIn(req, FuseOp::rename, from_dir)
         ->Rename(InodeId(from_dir), from_name, InodeId(to_dir), to_name, flags, ReplyStatus(req));
   }
 
@@ -287,9 +300,10 @@ struct Handlers {
     Begin(req, plus ? FuseOp::readdirplus : FuseOp::readdir)
         ->List(InodeId(dir), static_cast<uint64_t>(offset), size,
                plus ? kDirentPlusBytes : kDirentBytes, plus,
-               [reply = Reply(req), size,
-                plus](absl::StatusOr<std::vector<ListedEntry>> entries) mutable {
+               [reply = Reply(req), size, plus, dir,
+                mount = Of(req)](absl::StatusOr<std::vector<ListedEntry>> entries) mutable {
                  if (!entries.ok()) return reply.Status(entries.status());
+                 mount->listed_.Add(InodeId(dir));
                  std::string buffer(size, '\0');
                  size_t used = 0;
                  for (const ListedEntry& listed : *entries) {
@@ -352,7 +366,7 @@ struct Handlers {
 
   static void Create(fuse_req_t req, fuse_ino_t dir, const char* name, mode_t mode,
                      fuse_file_info* info) {
-    Begin(req, FuseOp::create)
+    BeginIn(req, FuseOp::create, dir)
         ->Create(CallerOf(req), InodeId(dir), name, mode, info->flags, ReplyCreate(req, info));
   }
 

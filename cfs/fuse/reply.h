@@ -11,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
+#include "cfs/fuse/kernel_order.h"
 #include "cfs/server/file_system.h"
 
 namespace cfs {
@@ -87,6 +88,7 @@ class Reply {
  private:
   fuse_req_t Take() {
     CFS_CHECK(req_ != nullptr);
+    BeforeReply();
     return std::exchange(req_, nullptr);
   }
 

@@ -44,11 +44,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("CFS", str(REPOSITORY / "build" / "cfs"))
 MODES = {
-    "passthrough": [],
-    "daemon-io": ["--passthrough=off"],
+    "passthrough": ["--io-uring=off"],
+    "daemon-io": ["--io-uring=off", "--passthrough=off"],
     "uring": ["--io-uring=on"],
     "uring-daemon-io": ["--io-uring=on", "--passthrough=off"],
-    "locks-daemon": ["--locks=daemon"],
+    "locks-daemon": ["--io-uring=off", "--locks=daemon"],
 }
 STORES = ("disk", "tmpfs", "loop-ext4", "loop-xfs")
 NOBODY = 65534

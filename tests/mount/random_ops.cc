@@ -496,7 +496,8 @@ Answer ReadDirectory(int fd, size_t buffer_bytes, uint64_t pick) {
     if (lseek(fd, cookie, SEEK_SET) != cookie || ReadEntries(fd, buffer_bytes, &rest) != 0 ||
         !std::equal(entries.begin() + index + 1, entries.end(), rest.begin(), rest.end(),
                     [](const Entry& a, const Entry& b) { return a.name == b.name; })) {
-      problem = " cookie after " + Quoted(entries[index].name) + " doesn't lead to the rest";
+      problem = " cookie after " + Quoted(entries[index].name) + " leads to";
+      for (const Entry& entry : rest) problem += " " + Quoted(entry.name);
     }
   }
   std::sort(entries.begin(), entries.end());

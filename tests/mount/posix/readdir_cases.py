@@ -210,6 +210,22 @@ def stable_entries_under_concurrent_change(t):
 
 
 @case
+def reader_who_stopped_early_spoils_no_later_listing(t):
+    """The beginning that the kernel may have kept for him must not serve others."""
+    fill("d", 100)
+    with opened("d", os.O_RDONLY) as early:
+        getdents(early, 1024)
+        for number in range(100):
+            make(f"d/later{number}")
+    with opened("d", os.O_RDONLY) as slow:
+        met = names(getdents(slow, 300))
+        wanted = os.listdir("d")
+        met += names(read_directory(slow, 300))
+    equal(len(wanted), 200)
+    each_once(met, wanted)
+
+
+@case
 def growing_while_reading_ends(t):
     fill("d", 10)
     count = 0
