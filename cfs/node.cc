@@ -13,6 +13,7 @@
 #include "cfs/base/clock.h"
 #include "cfs/base/log.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/base/thread_name.h"
 #include "cfs/fuse/mount.h"
 #include "cfs/server/control.h"
 #include "cfs/server/local_file_system.h"
@@ -33,6 +34,7 @@ class SignalThread {
  public:
   explicit SignalThread(Mount* mount)
       : thread_([this, mount] {
+          NameThread("cfs-signals");
           const sigset_t signals = EndSignals();
           int seen = 0;
           while (!stop_.load(std::memory_order_relaxed)) {

@@ -6,6 +6,8 @@
 #include <array>
 #include <initializer_list>
 
+#include "absl/types/span.h"
+#include "cfs/base/check.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/mutex.h"
 #include "cfs/base/types.h"
@@ -21,7 +23,13 @@ class StripeLocks {
   // A thread holds at most one Hold at a time.
   class Hold {
    public:
-    Hold(StripeLocks* locks, std::initializer_list<InodeId> inodes) : locks_(locks) {
+    static constexpr size_t kMax = 16;
+
+    // REQUIRES: at most kMax inodes.
+    Hold(StripeLocks* locks, std::initializer_list<InodeId> inodes)
+        : Hold(locks, absl::MakeConstSpan(inodes.begin(), inodes.size())) {}
+    Hold(StripeLocks* locks, absl::Span<const InodeId> inodes) : locks_(locks) {
+      CFS_CHECK(inodes.size() <= kMax);
       for (InodeId ino : inodes) {
         if (ino == kNoInode) continue;
         indexes_[count_++] = IndexOf(ino);
@@ -38,7 +46,7 @@ class StripeLocks {
 
    private:
     StripeLocks* const locks_;
-    std::array<size_t, 6> indexes_;
+    std::array<size_t, kMax> indexes_;
     size_t count_ = 0;
   };
 

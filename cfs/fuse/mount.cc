@@ -20,6 +20,7 @@
 #include "cfs/base/limits.h"
 #include "cfs/base/log.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/base/thread_name.h"
 #include "nlohmann/json.hpp"
 
 namespace cfs {
@@ -235,12 +236,14 @@ void Mount::Serve() {
 }
 
 void Mount::Work() {
+  NameThread("cfs-fuse");
   fuse_buf buffer{};
   while (!fuse_session_exited(session_)) {
     const int received = fuse_session_receive_buf(session_, &buffer);
     if (received == -EINTR || received == -EAGAIN) continue;
     if (received <= 0) {
-      if (received < 0) error_.store(-received, std::memory_order_relaxed);
+      // ECONNABORTED: the end came while a last request was being read.
+      if (received < 0 && received != -ECONNABORTED) error_.store(-received, std::memory_order_relaxed);
       break;
     }
     fuse_session_process_buf(session_, &buffer);
@@ -300,7 +303,7 @@ void Mount::RegistrationUnused(int registration) {
   if (!gone_) registry_->Unregister(registration);
 }
 
-void Mount::BackingGone(InodeId ino) { passthrough_->Forget(ino); }
+void Mount::BackingGone(InodeId ino) { passthrough_->Drop(ino); }
 
 void Mount::ListingChanged(InodeId dir) {
   // Drops the pages that hold the listing; nobody holds one of a directory for

@@ -114,7 +114,6 @@ struct Handlers {
 
   static void ForgetOne(Mount* mount, fuse_ino_t ino) {
     mount->counters_.Count(FuseOp::forget);
-    mount->passthrough_->Forget(InodeId(ino));
     // By now the kernel may know the inode anew, and have listed it.
     mount->ListingChanges(InodeId(ino));
     mount->fs_->Forget(InodeId(ino));

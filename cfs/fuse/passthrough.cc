@@ -99,7 +99,7 @@ void Passthrough::Release(InodeId ino) {
   }
 }
 
-void Passthrough::Forget(InodeId ino) {
+void Passthrough::Drop(InodeId ino) {
   if (!enabled()) return;
   Part& part = PartOf(ino);
   MutexLock lock(&part.mutex);

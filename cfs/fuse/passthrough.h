@@ -33,9 +33,9 @@ class BackingRegistry {
 // included, and kept until it is 0 again.
 //
 // An id stays registered after the last release, for the next open, until the
-// kernel forgets the inode or kIdleBackingsMax others were used later. It holds
-// the backing file open in the kernel (read-only: no writer to the lease probe),
-// but no descriptor of ours.
+// file is gone or kIdleBackingsMax others were used later. It holds the backing
+// file open in the kernel (about 1.5 KiB there; read-only: no writer to the
+// lease probe), but no descriptor of ours.
 //
 // Thread-safe. Cost: one lock and one hash probe; with a registration 2 us.
 class Passthrough {
@@ -55,8 +55,9 @@ class Passthrough {
               absl::FunctionRef<absl::StatusOr<UniqueFd>()> open);
   // One less. The kernel has ended the I/O of that open before it says so.
   void Release(InodeId ino);
-  // The kernel no longer knows the inode.
-  void Forget(InodeId ino);
+  // Gives back the id of a file that is closed for good. Unknown ones are no
+  // error.
+  void Drop(InodeId ino);
 
   size_t registered();
 

@@ -37,7 +37,6 @@ absl::Status Namespace::Format(uint32_t uid, uint32_t gid) {
   root.parent = kRootInode;
   Shard::Update update(shard_);
   update.PutInode(kRootInode, root);
-  update.PutBucket(kRootInode, BucketRecord{0, 0, now, now});
   return update.Commit();
 }
 
@@ -113,10 +112,7 @@ absl::StatusOr<InodeRecord> Namespace::Create(const Caller& caller, InodeId dir,
   const bool is_directory = r.IsDirectory();
   r.nlink = 1;
   r.atime = r.mtime = r.ctime = r.btime = now;
-  if (is_directory) {
-    r.parent = dir;
-    update.PutBucket(inode.ino, BucketRecord{0, 0, now, now});
-  }
+  if (is_directory) r.parent = dir;
   update.PutInode(inode.ino, r);
   update.PutDentry(dir, name, {inode.ino, TypeOf(r.mode)});
   CFS_RETURN_IF_ERROR(ChangeBucket(dir, 1, is_directory ? 1 : 0, now, &update));

@@ -84,7 +84,8 @@ struct InodeRecord {
 };
 
 // What a directory's bucket knows of its entries, so that a create touches
-// this and not the directory's inode record.
+// this and not the directory's inode record. A bucket that never had an entry
+// has no record: it counts 0, and its times are the directory's btime.
 struct BucketRecord {
   uint64_t entries = 0;
   uint64_t subdirs = 0;  // This bucket's part of the directory's nlink.

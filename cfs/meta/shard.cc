@@ -1,6 +1,7 @@
 #include "cfs/meta/shard.h"
 
 #include "cfs/base/check.h"
+#include "cfs/base/error.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/status_macros.h"
 
@@ -34,9 +35,14 @@ void Shard::Prefetch(const std::vector<InodeId>& inos) {
 
 absl::StatusOr<DentryRecord> Shard::GetDentry(InodeId dir, absl::string_view name) {
   std::pair<InodeId, std::string> id(dir, std::string(name));
-  if (const auto cached = dentries_.Get(id)) return *cached;
+  if (const auto cached = dentries_.Get(id)) {
+    if (cached->ino == kNoInode) return NotFound();
+    return *cached;
+  }
   std::string value;
-  CFS_RETURN_IF_ERROR(store_->Get(Family::kRecords, DentryKey(dir, name), &value));
+  const absl::Status status = store_->Get(Family::kRecords, DentryKey(dir, name), &value);
+  if (absl::IsNotFound(status)) dentries_.Put(std::move(id), {});
+  CFS_RETURN_IF_ERROR(status);
   CFS_ASSIGN_OR_RETURN(DentryRecord record, DecodeDentry(value));
   dentries_.Put(id, record);
   return record;
@@ -44,9 +50,17 @@ absl::StatusOr<DentryRecord> Shard::GetDentry(InodeId dir, absl::string_view nam
 
 absl::StatusOr<BucketRecord> Shard::GetBucket(InodeId dir) {
   if (const auto cached = buckets_.Get(dir)) return *cached;
+  BucketRecord record;
   std::string value;
-  CFS_RETURN_IF_ERROR(store_->Get(Family::kRecords, BucketKey(dir, 0), &value));
-  CFS_ASSIGN_OR_RETURN(BucketRecord record, DecodeBucket(value));
+  const absl::Status status = store_->Get(Family::kRecords, BucketKey(dir, 0), &value);
+  if (status.ok()) {
+    CFS_ASSIGN_OR_RETURN(record, DecodeBucket(value));
+  } else if (absl::IsNotFound(status)) {
+    CFS_ASSIGN_OR_RETURN(const InodeRecord inode, GetInode(dir));
+    record.mtime = record.ctime = inode.btime;
+  } else {
+    return status;
+  }
   buckets_.Put(dir, record);
   return record;
 }
@@ -163,8 +177,8 @@ absl::Status Shard::Update::Commit() {
     }
   }
   for (const auto& [id, record] : dentries_) {
-    if (status.ok() && record) {
-      shard_->dentries_.Put(id, *record);
+    if (status.ok()) {
+      shard_->dentries_.Put(id, record.value_or(DentryRecord()));
     } else {
       shard_->dentries_.Erase(id);
     }

@@ -38,6 +38,7 @@ class Shard {
   // each finds it. REQUIRES: the caller holds no stripe lock.
   void Prefetch(const std::vector<InodeId>& inos);
   absl::StatusOr<DentryRecord> GetDentry(InodeId dir, absl::string_view name);
+  // `dir` is a directory.
   absl::StatusOr<BucketRecord> GetBucket(InodeId dir);
   absl::StatusOr<std::string> GetXattr(InodeId ino, absl::string_view name);
   absl::StatusOr<std::vector<std::string>> ListXattrs(InodeId ino);
@@ -85,6 +86,7 @@ class Shard {
   StripeLocks locks_;
   LruCache<InodeId, InodeRecord> inodes_;
   LruCache<InodeId, BucketRecord> buckets_;
+  // kNoInode: there is no such name, which a LOOKUP before each CREATE asks.
   LruCache<std::pair<InodeId, std::string>, DentryRecord> dentries_;
 };
 

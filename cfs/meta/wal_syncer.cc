@@ -5,6 +5,7 @@
 
 #include "cfs/base/limits.h"
 #include "cfs/base/log.h"
+#include "cfs/base/thread_name.h"
 
 namespace cfs {
 
@@ -26,6 +27,7 @@ void WalSyncer::Sync(Waiter waiter) {
 }
 
 void WalSyncer::Run() {
+  NameThread("cfs-wal-sync");
   absl::Status sticky;
   std::vector<Waiter> batch;
   for (bool stop = false; !stop;) {

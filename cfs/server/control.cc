@@ -20,6 +20,7 @@
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
 #include "cfs/base/log.h"
+#include "cfs/base/thread_name.h"
 #include "cfs/base/status_macros.h"
 
 namespace cfs {
@@ -99,6 +100,7 @@ ControlServer::~ControlServer() {
 }
 
 void ControlServer::Run() {
+  NameThread("cfs-control");
   std::vector<pollfd> polls;
   while (true) {
     const bool full = connections_.size() >= kControlConnectionsMax;

@@ -12,6 +12,7 @@
 #include "cfs/base/limits.h"
 #include "cfs/base/log.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/base/thread_name.h"
 #include "cfs/server/local_file_system.h"
 
 namespace cfs {
@@ -70,6 +71,7 @@ absl::Status LocalFileSystem::BeginWriting(InodeId ino, OpenInode* inode, bool* 
   }
   *fresh = !inode->maybe_writer;
   inode->maybe_writer = true;
+  inode->probed = false;
   return absl::OkStatus();
 }
 
@@ -441,72 +443,103 @@ void LocalFileSystem::QueueSettle(InodeId ino, OpenInode* inode) {
   inode->queued = true;
   MutexLock lock(&background_mutex_);
   settle_.push_back(ino);
-  if (settle_.size() == 1) background_wake_.Signal();
+  if (background_waits_) background_wake_.Signal();
 }
 
-void LocalFileSystem::SettleLocked(InodeId ino, uint64_t settled) {
+// Whether the inode can be settled now. If not, it is queued again where that
+// is of use.
+bool LocalFileSystem::ProbeLocked(InodeId ino) {
   OpenInode* const open = open_.Find(ino);
-  if (open == nullptr) return;
-  open->queued = false;
-  if (open->writers > 0) return;  // Its release comes back here.
-  auto record = shard_->GetInode(ino);
-  if (!record.ok()) {
-    // Unlinked meanwhile, its mark with it.
-    if (absl::IsNotFound(record.status()) && !open->open()) open_.Erase(ino);
-    return;
+  if (open == nullptr) return false;
+  if (open->writers > 0) {
+    open->queued = false;  // Its release comes back here.
+    return false;
   }
-  if (open->maybe_writer) {
-    const absl::StatusOr<bool> busy = chunks_->HasWriter(open->backing);
-    if (busy.ok() ? *busy : ErrnoOf(busy.status()) != ENOENT) {
-      // A mapping or a ghost: look again in a second.
-      open->queued = true;
-      MutexLock lock(&background_mutex_);
-      settle_busy_.push_back(ino);
-      return;
-    }
+  if (!open->maybe_writer || open->probed) return true;
+  const absl::StatusOr<bool> busy = chunks_->HasWriter(open->backing);
+  open->probed = busy.ok() ? !*busy : ErrnoOf(busy.status()) == ENOENT;
+  if (!open->probed) {
+    // A mapping or a ghost: look again in a second.
+    MutexLock lock(&background_mutex_);
+    settle_busy_.push_back(ino);
   }
-  InodeRecord merged = *record;
-  if (!MergeBacking(&merged).ok()) return;
-  merged.attr_epoch = attr_epoch_;
+  return open->probed;
+}
+
+void LocalFileSystem::SettleBatch(absl::Span<const InodeId> batch, uint64_t settled) {
+  struct Settling {
+    InodeId ino;
+    OpenInode* open;
+    bool unmark;
+  };
+  std::vector<Settling> settling;
+  settling.reserve(batch.size());
+  StripeLocks::Hold hold(&shard_->locks(), batch);
   Shard::Update update(shard_.get());
-  const bool unmark = open->marked && Raw(open->backing) < settled;
-  if (merged.size != record->size || merged.blocks != record->blocks ||
-      !(merged.mtime == record->mtime) || !(merged.atime == record->atime) ||
-      !(merged.ctime == record->ctime) || merged.attr_epoch != record->attr_epoch) {
-    update.PutInode(ino, std::move(merged));
+  for (const InodeId ino : batch) {
+    // The probe may be a moment old.
+    if (!ProbeLocked(ino)) continue;
+    OpenInode* const open = open_.Find(ino);
+    const auto record = shard_->GetInode(ino);
+    if (!record.ok()) {
+      // Unlinked meanwhile, its mark with it.
+      open->queued = false;
+      if (absl::IsNotFound(record.status()) && !open->open()) open_.Erase(ino);
+      continue;
+    }
+    InodeRecord merged = *record;
+    if (!MergeBacking(&merged).ok()) {
+      open->queued = false;
+      continue;
+    }
+    merged.attr_epoch = attr_epoch_;
+    if (merged.size != record->size || merged.blocks != record->blocks ||
+        !(merged.mtime == record->mtime) || !(merged.atime == record->atime) ||
+        !(merged.ctime == record->ctime) || merged.attr_epoch != record->attr_epoch) {
+      update.PutInode(ino, std::move(merged));
+    }
+    const bool unmark = open->marked && Raw(open->backing) < settled;
+    if (unmark) update.DeleteQueue(QueueKind::kOpen, ino);
+    settling.push_back({ino, open, unmark});
   }
-  if (unmark) update.DeleteQueue(QueueKind::kOpen, ino);
   const absl::Status status = update.Commit();
-  if (!status.ok()) {
-    open->queued = true;
-    MutexLock lock(&background_mutex_);
-    settle_later_.push_back(ino);
-    return;
-  }
-  open->maybe_writer = false;
-  if (unmark) open->marked = false;
-  if (open->marked) {
-    open->queued = true;
-    MutexLock lock(&background_mutex_);
-    settle_later_.push_back(ino);
-  } else if (!open->open()) {
-    open_.Erase(ino);
+  for (const auto& [ino, open, unmark] : settling) {
+    if (status.ok()) {
+      open->maybe_writer = false;
+      if (unmark) open->marked = false;
+    }
+    open->queued = !status.ok() || open->marked;
+    if (open->queued) {
+      MutexLock lock(&background_mutex_);
+      settle_later_.push_back(ino);
+    } else if (!open->open()) {
+      open_.Erase(ino);
+    }
   }
 }
 
 void LocalFileSystem::SettleSome() {
-  std::deque<InodeId> batch;
+  std::deque<InodeId> queue;
   {
     MutexLock lock(&background_mutex_);
-    batch.swap(settle_);
+    queue.swap(settle_);
   }
-  if (batch.empty()) return;
+  if (queue.empty()) return;
   // Written before any mark of a number below it goes.
-  const uint64_t settled = chunks_->settled();
-  const absl::Status status = state_->SetSettled(settled);
-  for (InodeId ino : batch) {
-    StripeLocks::Hold hold(&shard_->locks(), {ino});
-    SettleLocked(ino, status.ok() ? settled : 0);
+  uint64_t settled = chunks_->settled();
+  if (!state_->SetSettled(settled).ok()) settled = 0;
+  std::vector<InodeId> batch;
+  batch.reserve(StripeLocks::Hold::kMax);
+  for (size_t i = 0; i < queue.size(); ++i) {
+    {
+      // The slow part one by one, so that nobody else waits for it.
+      StripeLocks::Hold hold(&shard_->locks(), {queue[i]});
+      if (ProbeLocked(queue[i])) batch.push_back(queue[i]);
+    }
+    if (batch.size() == StripeLocks::Hold::kMax || i + 1 == queue.size()) {
+      SettleBatch(batch, settled);
+      batch.clear();
+    }
   }
 }
 
@@ -549,6 +582,7 @@ void LocalFileSystem::ReapSome(bool all) {
 }
 
 void LocalFileSystem::RunBackground() {
+  NameThread("cfs-background");
   using Clock = std::chrono::steady_clock;
   constexpr auto kGather = std::chrono::milliseconds(5);
   constexpr auto kLater = std::chrono::milliseconds(100);
@@ -559,8 +593,13 @@ void LocalFileSystem::RunBackground() {
     {
       MutexLock lock(&background_mutex_);
       if (stopping_) return;
+      if (settle_.empty()) {
+        background_waits_ = true;
+        background_wake_.WaitFor(&background_mutex_, kLater);
+        background_waits_ = false;
+      }
       // A little time lets one pass serve many.
-      background_wake_.WaitFor(&background_mutex_, settle_.empty() ? kLater : kGather);
+      if (!settle_.empty() && !stopping_) background_wake_.WaitFor(&background_mutex_, kGather);
       if (stopping_) return;
     }
     SettleSome();

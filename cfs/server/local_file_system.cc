@@ -323,6 +323,7 @@ void LocalFileSystem::Forget(InodeId ino) {
     }
   }
   if (last.backing == kNoBacking) return;
+  if (cache_ != nullptr) cache_->BackingGone(ino);
   MutexLock lock(&background_mutex_);
   doomed_.push_back(last.backing);
   if (doomed_.size() == kDoomedFilesMax) background_wake_.Signal();

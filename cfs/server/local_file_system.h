@@ -145,7 +145,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   void KillPrivileges(InodeId ino, InodeRecord* record, Shard::Update* update);
   absl::Status EraseOrphan(InodeId ino, const InodeRecord& record, bool marked);
   void QueueSettle(InodeId ino, OpenInode* inode);
-  void SettleLocked(InodeId ino, uint64_t settled);
+  bool ProbeLocked(InodeId ino);
   void Unpin(InodeId ino, OpenInode* inode, bool writer);
   // Whether reading the file changes its access time.
   bool AccessTimeMoves(const InodeRecord& record) const;
@@ -181,6 +181,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
 
   void RunBackground();
   void SettleSome();
+  // REQUIRES: at most StripeLocks::Hold::kMax inodes.
+  void SettleBatch(absl::Span<const InodeId> batch, uint64_t settled);
   void ReapSome(bool all);
 
   const NodeId node_;
@@ -211,6 +213,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
 
   Mutex background_mutex_;
   CondVar background_wake_;
+  bool background_waits_ ABSL_GUARDED_BY(background_mutex_) = false;  // For something to settle.
   std::deque<InodeId> settle_ ABSL_GUARDED_BY(background_mutex_);
   // Waiting for their number to be settled, and for their writer to go.
   std::deque<InodeId> settle_later_ ABSL_GUARDED_BY(background_mutex_);

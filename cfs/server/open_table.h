@@ -15,13 +15,15 @@ namespace cfs {
 // State of one inode. Fields are guarded by the stripe lock of the inode.
 //
 //   open for write -> maybe_writer, marked
-//   last writer released, lease probe passes, attributes pushed -> !maybe_writer
+//   last writer released, lease probe passes -> probed
+//   attributes pushed -> !maybe_writer
 //   the number of its backing file is settled -> !marked
 struct OpenInode {
   BackingId backing = kNoBacking;
   int readers = 0;
   int writers = 0;            // Handles and operations of ours that write.
   bool maybe_writer = false;  // The file *has a writer*, for all that is known.
+  bool probed = false;        // Nobody writes any more; the attributes are to be pushed.
   bool marked = false;        // The open mark is in the store.
   bool queued = false;        // The settler will look at it.
   bool ghost = false;         // Has no record any more: opened after its last unlink.

@@ -13,6 +13,7 @@
 #include "cfs/base/limits.h"
 #include "cfs/base/log.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/base/thread_name.h"
 
 namespace cfs {
 namespace {
@@ -166,6 +167,7 @@ void ChunkStore::StopPool() {
 }
 
 void ChunkStore::Fill() {
+  NameThread("cfs-fresh-files");
   for (;;) {
     {
       MutexLock lock(&pool_mutex_);

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "cfs/base/thread_name.h"
+
 namespace cfs {
 
 IoPool::IoPool(int threads) {
@@ -29,6 +31,7 @@ void IoPool::Drain() {
 }
 
 void IoPool::Work() {
+  NameThread("cfs-io");
   for (;;) {
     absl::AnyInvocable<void()> task;
     {

@@ -47,12 +47,12 @@ TEST(PassthroughTest, AllOpensOfAnInodeShareOneId) {
   EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, MustNotOpen), id);
   passthrough.Release(InodeId(5));
   passthrough.Release(InodeId(5));
-  // Kept for the next open, until the kernel forgets the inode.
+  // Kept for the next open, until the file is gone.
   EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, MustNotOpen), id);
-  passthrough.Forget(InodeId(5));
+  passthrough.Drop(InodeId(5));
   EXPECT_EQ(registry.ids.size(), 1u) << "an open file lost its id";
   passthrough.Release(InodeId(5));
-  passthrough.Forget(InodeId(5));
+  passthrough.Drop(InodeId(5));
   EXPECT_TRUE(registry.ids.empty());
 }
 
@@ -74,7 +74,7 @@ TEST(PassthroughTest, TakesOverAFreshFilesId) {
   const int fresh = *registry.Register(0);
   EXPECT_EQ(passthrough.Acquire(InodeId(9), fresh, MustNotOpen), fresh);
   passthrough.Release(InodeId(9));
-  passthrough.Forget(InodeId(9));
+  passthrough.Drop(InodeId(9));
   EXPECT_TRUE(registry.ids.empty());
 }
 
@@ -109,7 +109,7 @@ TEST(PassthroughTest, RacingOpensAgreeOnTheId) {
         EXPECT_EQ(passthrough.Acquire(InodeId(7), 0, MustNotOpen), first);
         passthrough.Release(InodeId(7));
         passthrough.Release(InodeId(7));
-        if (i % 16 == 0) passthrough.Forget(InodeId(7));
+        if (i % 16 == 0) passthrough.Drop(InodeId(7));
       }
     });
   }
