@@ -10,12 +10,12 @@
 #include "cfs/base/limits.h"
 #include "cfs/base/status_macros.h"
 #include "cfs/meta/acl.h"
+#include "cfs/meta/xattr.h"
 
 namespace cfs {
 namespace {
 
 uint8_t TypeOf(uint32_t mode) { return static_cast<uint8_t>(IFTODT(mode)); }
-
 
 }  // namespace
 
@@ -85,13 +85,13 @@ absl::Status Namespace::Inherit(const Caller& caller, InodeId dir, const InodeRe
   CFS_ASSIGN_OR_RETURN(const std::string xattr, shard_->GetXattr(dir, kDefaultAclXattr));
   CFS_ASSIGN_OR_RETURN(Acl acl, Acl::Parse(xattr));
   if (r.IsDirectory()) {
-    update->PutXattr(inode->ino, kDefaultAclXattr, xattr);
-    r.flags |= kHasXattrs | kHasDefaultAcl;
+    AddXattr(inode->ino, kDefaultAclXattr, xattr, &r, update);
+    r.flags |= kHasDefaultAcl;
   }
   r.mode = acl.InheritInto(r.mode);
   if (!acl.IsMinimal()) {
-    update->PutXattr(inode->ino, kAccessAclXattr, acl.Encode());
-    r.flags |= kHasXattrs | kHasAccessAcl;
+    AddXattr(inode->ino, kAccessAclXattr, acl.Encode(), &r, update);
+    r.flags |= kHasAccessAcl;
   }
   return absl::OkStatus();
 }
@@ -164,7 +164,7 @@ absl::StatusOr<InodeRecord> Namespace::Link(InodeId ino, InodeId dir, absl::stri
 absl::Status Namespace::EraseInode(InodeId ino, const InodeRecord& record, bool marked,
                                    Shard::Update* update) {
   update->DeleteInode(ino);
-  if (record.flags & kHasXattrs) {
+  if (record.xattr_list_bytes > 0) {
     CFS_ASSIGN_OR_RETURN(const std::vector<std::string> names, shard_->ListXattrs(ino));
     for (const std::string& name : names) update->DeleteXattr(ino, name);
   }

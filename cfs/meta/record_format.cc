@@ -141,6 +141,7 @@ std::string Encode(const InodeRecord& r) {
   AppendLittle(&out, static_cast<uint8_t>(r.residency));
   AppendLittle(&out, r.fan_out_log2);
   AppendLittle(&out, r.flags);
+  AppendLittle(&out, r.xattr_list_bytes);
   AppendLittle(&out, r.mode);
   AppendLittle(&out, r.nlink);
   AppendLittle(&out, r.uid);
@@ -175,7 +176,7 @@ absl::StatusOr<InodeRecord> DecodeInode(absl::string_view in) {
   uint16_t stripe_count;
   if (!ConsumeLittle(&in, &layout) || !ConsumeLittle(&in, &residency) ||
       !ConsumeLittle(&in, &r.fan_out_log2) || !ConsumeLittle(&in, &r.flags) ||
-      !ConsumeLittle(&in, &r.mode) || !ConsumeLittle(&in, &r.nlink) ||
+      !ConsumeLittle(&in, &r.xattr_list_bytes) || !ConsumeLittle(&in, &r.mode) || !ConsumeLittle(&in, &r.nlink) ||
       !ConsumeLittle(&in, &r.uid) || !ConsumeLittle(&in, &r.gid) ||
       !ConsumeLittle(&in, &r.rdev) || !ConsumeLittle(&in, &r.size) ||
       !ConsumeLittle(&in, &r.blocks) || !ConsumeTime(&in, &r.atime) ||

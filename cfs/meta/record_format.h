@@ -47,9 +47,8 @@ enum class Layout : uint8_t {
 enum class Residency : uint8_t { kComplete = 0, kPartial = 1 };
 
 enum InodeFlags : uint32_t {
-  kHasXattrs = 1u << 0,      // Some xattr may exist.
-  kHasAccessAcl = 1u << 1,   // system.posix_acl_access exists.
-  kHasDefaultAcl = 1u << 2,  // system.posix_acl_default exists.
+  kHasAccessAcl = 1u << 0,   // system.posix_acl_access exists.
+  kHasDefaultAcl = 1u << 1,  // system.posix_acl_default exists.
 };
 
 struct InodeRecord {
@@ -65,6 +64,7 @@ struct InodeRecord {
   timespec ctime{};
   timespec btime{};
   uint32_t flags = 0;
+  uint32_t xattr_list_bytes = 0;  // What listxattr(2) returns; 0: there are none.
   Layout layout = Layout::kNone;
   Residency residency = Residency::kComplete;
   uint8_t fan_out_log2 = 0;  // Directories: 2^k buckets.

@@ -25,10 +25,10 @@ absl::Status CheckXattrName(absl::string_view name) {
   return PosixError(EOPNOTSUPP);
 }
 
-// Presence, without its value: kHasXattrs spares the store most questions.
+// Presence, without its value.
 absl::StatusOr<bool> Exists(Shard* shard, InodeId ino, const InodeRecord& record,
                             absl::string_view name) {
-  if (!(record.flags & kHasXattrs)) return false;
+  if (record.xattr_list_bytes == 0) return false;
   const auto value = shard->GetXattr(ino, name);
   if (value.ok()) return true;
   if (absl::IsNotFound(value.status())) return false;
@@ -37,11 +37,27 @@ absl::StatusOr<bool> Exists(Shard* shard, InodeId ino, const InodeRecord& record
 
 }  // namespace
 
+void AddXattr(InodeId ino, absl::string_view name, absl::string_view value, InodeRecord* record,
+              Shard::Update* update) {
+  update->PutXattr(ino, name, value);
+  record->xattr_list_bytes += static_cast<uint32_t>(name.size() + 1);
+}
+
+absl::Status DropXattr(Shard* shard, InodeId ino, absl::string_view name, InodeRecord* record,
+                       Shard::Update* update) {
+  CFS_ASSIGN_OR_RETURN(const bool exists, Exists(shard, ino, *record, name));
+  if (!exists) return absl::OkStatus();
+  if (record->xattr_list_bytes <= name.size()) return absl::DataLossError("more xattrs than counted");
+  update->DeleteXattr(ino, name);
+  record->xattr_list_bytes -= static_cast<uint32_t>(name.size() + 1);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::string> GetXattr(Shard* shard, InodeId ino, absl::string_view name) {
   CFS_RETURN_IF_ERROR(CheckXattrName(name));
   StripeLocks::Hold hold(&shard->locks(), {ino});
   CFS_ASSIGN_OR_RETURN(const InodeRecord record, shard->GetInode(ino));
-  if (!(record.flags & kHasXattrs)) return PosixError(ENODATA);
+  if (record.xattr_list_bytes == 0) return PosixError(ENODATA);
   auto value = shard->GetXattr(ino, name);
   if (absl::IsNotFound(value.status())) return PosixError(ENODATA);
   return value;
@@ -50,7 +66,7 @@ absl::StatusOr<std::string> GetXattr(Shard* shard, InodeId ino, absl::string_vie
 absl::StatusOr<std::vector<std::string>> ListXattrs(Shard* shard, InodeId ino) {
   StripeLocks::Hold hold(&shard->locks(), {ino});
   CFS_ASSIGN_OR_RETURN(const InodeRecord record, shard->GetInode(ino));
-  if (!(record.flags & kHasXattrs)) return std::vector<std::string>();
+  if (record.xattr_list_bytes == 0) return std::vector<std::string>();
   return shard->ListXattrs(ino);
 }
 
@@ -63,14 +79,9 @@ absl::Status SetXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view
   CFS_ASSIGN_OR_RETURN(const bool exists, Exists(shard, ino, record, name));
   if ((flags & XATTR_CREATE) && exists) return PosixError(EEXIST);
   if ((flags & XATTR_REPLACE) && !exists) return PosixError(ENODATA);
-  if (!exists) {
-    // listxattr(2) must be able to return all names.
-    size_t list_bytes = name.size() + 1;
-    if (record.flags & kHasXattrs) {
-      CFS_ASSIGN_OR_RETURN(const std::vector<std::string> names, shard->ListXattrs(ino));
-      for (const std::string& n : names) list_bytes += n.size() + 1;
-    }
-    if (list_bytes > kXattrListBytesMax) return PosixError(ENOSPC);
+  // listxattr(2) must be able to return all names.
+  if (!exists && record.xattr_list_bytes + name.size() + 1 > kXattrListBytesMax) {
+    return PosixError(ENOSPC);
   }
   Shard::Update update(shard);
   bool keep = true;
@@ -86,11 +97,12 @@ absl::Status SetXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view
     CFS_RETURN_IF_ERROR(Acl::Parse(value).status());
     record.flags |= kHasDefaultAcl;
   }
-  if (keep) {
-    record.flags |= kHasXattrs;
-    update.PutXattr(ino, name, value);
+  if (!keep) {
+    CFS_RETURN_IF_ERROR(DropXattr(shard, ino, name, &record, &update));
   } else if (exists) {
-    update.DeleteXattr(ino, name);
+    update.PutXattr(ino, name, value);
+  } else {
+    AddXattr(ino, name, value, &record, &update);
   }
   record.ctime = clock->Now();
   update.PutInode(ino, std::move(record));
@@ -108,7 +120,7 @@ absl::Status RemoveXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_v
   if (name == kAccessAclXattr) record.flags &= ~kHasAccessAcl;
   if (name == kDefaultAclXattr) record.flags &= ~kHasDefaultAcl;
   Shard::Update update(shard);
-  update.DeleteXattr(ino, name);
+  CFS_RETURN_IF_ERROR(DropXattr(shard, ino, name, &record, &update));
   record.ctime = clock->Now();
   update.PutInode(ino, std::move(record));
   return update.Commit();

@@ -12,6 +12,8 @@
 
 namespace cfs {
 
+inline constexpr char kCapabilityXattr[] = "security.capability";
+
 // Each takes the inode's stripe lock itself. Errors as in xattr(7): ENODATA,
 // EEXIST, ERANGE (name too long), E2BIG, EOPNOTSUPP (no such namespace).
 absl::StatusOr<std::string> GetXattr(Shard* shard, InodeId ino, absl::string_view name);
@@ -21,6 +23,13 @@ absl::StatusOr<std::vector<std::string>> ListXattrs(Shard* shard, InodeId ino);
 absl::Status SetXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view name,
                       absl::string_view value, int flags, bool clear_setgid);
 absl::Status RemoveXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view name);
+
+// Parts of an update that also writes the record: a name that is new, and one
+// that may be there. The caller holds the inode's stripe lock.
+void AddXattr(InodeId ino, absl::string_view name, absl::string_view value, InodeRecord* record,
+              Shard::Update* update);
+absl::Status DropXattr(Shard* shard, InodeId ino, absl::string_view name, InodeRecord* record,
+                       Shard::Update* update);
 
 }  // namespace cfs
 

@@ -347,11 +347,12 @@ absl::StatusOr<InodeRecord> LocalFileSystem::RecordOf(InodeId ino, bool* ghost) 
   return it->second;
 }
 
-void LocalFileSystem::KillPrivileges(InodeId ino, InodeRecord* record, Shard::Update* update) {
-  if (record->IsDirectory()) return;
+absl::Status LocalFileSystem::KillPrivileges(InodeId ino, InodeRecord* record,
+                                             Shard::Update* update) {
+  if (record->IsDirectory()) return absl::OkStatus();
   record->mode &= ~uint32_t{S_ISUID};
   if (record->mode & S_IXGRP) record->mode &= ~uint32_t{S_ISGID};
-  if (record->flags & kHasXattrs) update->DeleteXattr(ino, "security.capability");
+  return DropXattr(shard_.get(), ino, kCapabilityXattr, record, update);
 }
 
 absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrRequest& request,
@@ -375,10 +376,9 @@ absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrReques
   // chown(2) drops privileges whoever calls it, and so does anything the
   // kernel asks to; a mode that comes along was meant to stay.
   if ((fields & (kSetUid | kSetGid | kKillPrivileges)) && !(fields & kSetMode)) {
-    KillPrivileges(ino, &record, &update);
-  }
-  if ((fields & kKillCapability) && (record.flags & kHasXattrs)) {
-    update.DeleteXattr(ino, "security.capability");
+    CFS_RETURN_IF_ERROR(KillPrivileges(ino, &record, &update));
+  } else if (fields & kKillCapability) {
+    CFS_RETURN_IF_ERROR(DropXattr(shard_.get(), ino, kCapabilityXattr, &record, &update));
   }
   timespec times[2] = {{0, UTIME_OMIT}, {0, UTIME_OMIT}};
   if (fields & kSetAtime) times[0] = fields & kSetAtimeNow ? now : request.atime;

@@ -142,7 +142,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::Status MergeBacking(InodeRecord* record) const;
   // The file has a writer from now on. True in `fresh` if it had none.
   absl::Status BeginWriting(InodeId ino, OpenInode* inode, bool* fresh);
-  void KillPrivileges(InodeId ino, InodeRecord* record, Shard::Update* update);
+  absl::Status KillPrivileges(InodeId ino, InodeRecord* record, Shard::Update* update);
   absl::Status EraseOrphan(InodeId ino, const InodeRecord& record, bool marked);
   void QueueSettle(InodeId ino, OpenInode* inode);
   bool ProbeLocked(InodeId ino);

@@ -24,7 +24,8 @@ InodeRecord Sample() {
   r.mtime = {-3, 999999999};
   r.ctime = {5, 6};
   r.btime = {7, 8};
-  r.flags = kHasXattrs;
+  r.flags = kHasAccessAcl;
+  r.xattr_list_bytes = 0x0506;
   r.layout = Layout::kStriped;
   r.home = NodeId(0xa1b2c3d4);
   r.backing = BackingId(77);
@@ -40,7 +41,7 @@ InodeRecord Sample() {
 // Golden bytes: a change here is a new record version, and needs an ADR.
 TEST(RecordFormatTest, BytesAreFrozen) {
   EXPECT_EQ(Hex(Encode(Sample())),
-            "0103000001000000a081000002000000e8030000640000000201000000000000"
+            "010300000100000006050000a081000002000000e8030000640000000201000000000000"
             "15cd5b07000000000800000000000000010000000000000002000000fdffffffffffffff"
             "ffc99a3b05000000000000000600000007000000000000000800000"
             "0d4c3b2a14d00000000000000090000000b00000000000000"
