@@ -25,6 +25,8 @@ inline constexpr int kRocksOpenFiles = 512;
 // Space set aside for metadata: this much, or this share of a small device.
 inline constexpr uint64_t kReserveBytesMax = 64 << 20;
 inline constexpr uint64_t kReserveShare = 32;
+// How often a full metadata store is asked whether it can go on.
+inline constexpr int kResumeMilliseconds = 200;
 
 // Chunk store. A pool of fresh backing files, and of kernel backing ids that
 // stay registered after the last close.

@@ -1,13 +1,16 @@
 // The only file that includes RocksDB.
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
+#include <rocksdb/env.h>
 #include <rocksdb/filter_policy.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/perf_level.h>
 #include <rocksdb/slice_transform.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -16,8 +19,16 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
+#include <cstdarg>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/log.h"
@@ -39,6 +50,33 @@ absl::Status ToStatus(const rocksdb::Status& status) {
   return PosixError(EIO, status.ToString());
 }
 
+// What RocksDB has to say goes to our log. Its own log file would be on the
+// store, where a write that finds no space aborts the process at the next line.
+class LogOfRocksdb final : public rocksdb::Logger {
+ public:
+  LogOfRocksdb() : Logger(rocksdb::WARN_LEVEL) {}
+  using Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    Logv(rocksdb::WARN_LEVEL, format, arguments);
+  }
+  void Logv(rocksdb::InfoLogLevel level, const char* format, va_list arguments) override {
+    if (level < rocksdb::WARN_LEVEL || level == rocksdb::HEADER_LEVEL) return;
+    char line[500];
+    vsnprintf(line, sizeof(line), format, arguments);
+    LogWarn("rocksdb says=\"", absl::StripTrailingAsciiWhitespace(line), "\"");
+  }
+};
+
+// After an error for want of space RocksDB would look every 5 s whether there is
+// a lot again, and refuse to be resumed by us until then.
+class ResumedByUs final : public rocksdb::EventListener {
+ public:
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
+                            bool* auto_recovery) override {
+    *auto_recovery = false;
+  }
+};
+
 // Tells a memtable to look for the place of a key near that of the last key of
 // its kind: operations in one directory touch neighbours, or the same record.
 class KindHint final : public rocksdb::SliceTransform {
@@ -57,11 +95,12 @@ class RocksdbStore final : public Store {
  public:
   RocksdbStore(std::unique_ptr<rocksdb::DB> db,
                std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount> families,
-               std::shared_ptr<rocksdb::Cache> cache, std::string reserve_path)
+               std::shared_ptr<rocksdb::Cache> cache, const std::string& directory)
       : db_(std::move(db)),
         families_(families),
         cache_(std::move(cache)),
-        reserve_path_(std::move(reserve_path)) {
+        directory_(directory),
+        reserve_path_(directory + ".reserve") {
     KeepReserve();
   }
 
@@ -156,7 +195,44 @@ class RocksdbStore final : public Store {
     return ToStatus(it->status());
   }
 
-  absl::Status SyncWal() override { return ToStatus(db_->SyncWAL()); }
+  // Not DB::SyncWAL: that one aborts the process, or fails for ever, when it
+  // meets a log to which a write has failed for want of space. Each write has
+  // reached the page cache before it returns, so any descriptor will do. Logs
+  // that are gone were flushed to tables, which RocksDB syncs itself.
+  absl::Status SyncWal() override {
+    MutexLock lock(&sync_mutex_);
+    std::vector<std::pair<std::string, UniqueFd>> logs;
+    bool added = false;
+    const std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(directory_.c_str()), closedir);
+    if (dir == nullptr) return ErrnoStatus("list the metadata's logs");
+    errno = 0;
+    while (const dirent* entry = readdir(dir.get())) {
+      const std::string name = entry->d_name;
+      if (!absl::EndsWith(name, ".log")) continue;
+      // Kept open: an error of writing back is told to each descriptor once.
+      auto known = std::find_if(logs_.begin(), logs_.end(),
+                                [&](const auto& log) { return log.first == name; });
+      if (known != logs_.end()) {
+        logs.push_back(std::move(*known));
+        continue;
+      }
+      UniqueFd fd(openat(dirfd(dir.get()), name.c_str(), O_RDONLY | O_CLOEXEC));
+      if (fd.valid()) {
+        logs.emplace_back(name, std::move(fd));
+        added = true;
+      } else if (errno != ENOENT) {
+        return ErrnoStatus("open the metadata's log");
+      }
+      errno = 0;
+    }
+    if (errno != 0) return ErrnoStatus("list the metadata's logs");
+    logs_ = std::move(logs);
+    for (const auto& [name, fd] : logs_) {
+      if (fdatasync(fd.get()) != 0) return ErrnoStatus("sync the metadata's log");
+    }
+    if (added && fsync(dirfd(dir.get())) != 0) return ErrnoStatus("sync the metadata's directory");
+    return absl::OkStatus();
+  }
 
   uint64_t MemoryBytes() override {
     uint64_t bytes = cache_->GetUsage();
@@ -168,10 +244,17 @@ class RocksdbStore final : public Store {
   }
 
  private:
-  // True if there was one, or there is room by now, and RocksDB goes on.
+  // Whether RocksDB goes on, because there was a reserve or there is room by now.
   bool GiveUpReserve() {
     MutexLock lock(&reserve_mutex_);
-    if (unlink(reserve_path_.c_str()) == 0) LogWarn("store is full, the metadata's reserve is in use");
+    const auto now = std::chrono::steady_clock::now();
+    if (unlink(reserve_path_.c_str()) == 0) {
+      LogWarn("store is full, the metadata's reserve is in use");
+    } else if (now < next_resume_) {
+      return false;
+    }
+    // Each attempt writes out what is in memory.
+    next_resume_ = now + std::chrono::milliseconds(kResumeMilliseconds);
     return db_->Resume().ok();
   }
 
@@ -182,13 +265,22 @@ class RocksdbStore final : public Store {
   const std::unique_ptr<rocksdb::DB> db_;
   const std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount> families_;
   const std::shared_ptr<rocksdb::Cache> cache_;
+  const std::string directory_;
   const std::string reserve_path_;
+  Mutex sync_mutex_;
+  // The logs as of the last sync, by name.
+  std::vector<std::pair<std::string, UniqueFd>> logs_ ABSL_GUARDED_BY(sync_mutex_);
   Mutex reserve_mutex_;  // One thread at a time makes or gives up the reserve.
+  std::chrono::steady_clock::time_point next_resume_ ABSL_GUARDED_BY(reserve_mutex_);
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& directory) {
+  // RocksDB would complain of it.
+  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+    return ErrnoStatus("make the metadata's directory");
+  }
   rocksdb::DBOptions options;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
@@ -196,9 +288,9 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& direc
   options.max_total_wal_size = 4 * kMemtableBytes;
   options.max_background_jobs = 2;
   options.allow_concurrent_memtable_write = false;  // For KindHint.
-  options.keep_log_file_num = 2;
   options.max_manifest_file_size = 16 << 20;
-  options.info_log_level = rocksdb::WARN_LEVEL;
+  options.listeners.push_back(std::make_shared<ResumedByUs>());
+  options.info_log = std::make_shared<LogOfRocksdb>();
   // A torn tail is what a power failure leaves; anything before it must read.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   options.bytes_per_sync = 1 << 20;
@@ -232,7 +324,7 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& direc
   return std::make_unique<RocksdbStore>(
       std::unique_ptr<rocksdb::DB>(db),
       std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount>{handles[0], handles[1], handles[2]},
-      cache, directory + ".reserve");
+      cache, directory);
 }
 
 }  // namespace cfs

@@ -156,6 +156,19 @@ void LocalFileSystem::Open(InodeId ino, int flags, bool kill_privileges, Done<Op
   finish();
 }
 
+void LocalFileSystem::Discard(const FreshFile& fresh) {
+  DropRegistration(fresh.registration);
+  if (!chunks_->Remove(fresh.backing).ok()) {
+    Shard::Update update(shard_.get());
+    update.PutDoomed(fresh.backing);
+    // What stays unsettled is found again by recovery.
+    if (!update.Commit().ok()) return;
+    MutexLock lock(&background_mutex_);
+    doomed_.push_back(fresh.backing);
+  }
+  chunks_->Settle(fresh.backing);
+}
+
 absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, InodeId dir,
                                                         absl::string_view name, uint32_t mode,
                                                         int flags, bool unnamed) {
@@ -188,10 +201,7 @@ absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, In
   if (!created.ok()) {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
     open_.Erase(ino);
-    DropRegistration(fresh.registration);
-    const absl::Status removed = chunks_->Remove(fresh.backing);
-    // What stays unsettled is found again by recovery.
-    if (removed.ok()) chunks_->Settle(fresh.backing);
+    Discard(fresh);
     return created.status();
   }
   chunks_->Settle(fresh.backing);

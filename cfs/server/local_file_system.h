@@ -160,6 +160,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
                                          bool unnamed);
   absl::StatusOr<Attr> MakeInodeNow(const Caller& caller, InodeId dir, absl::string_view name,
                                     InodeRecord record, Slot slot);
+  // Removes a pool file that no record came to name.
+  void Discard(const FreshFile& fresh);
   HandleId NewHandle(InodeId ino, OpenInode* inode, int flags);
   absl::Status Truncate(BackingId backing, uint64_t size) const;
   Attr AttrFromRecord(InodeId ino, const InodeRecord& record) const;

@@ -3,9 +3,10 @@
 import contextlib
 import os
 import stat
+import time
 from errno import ENOSPC
 
-from harness import (NOBODY, Skip, case, check, equal, loop_file_system, make, opened,
+from harness import (NOBODY, Child, Skip, case, check, equal, loop_file_system, make, opened,
                      outcome, read, run, wait_until)
 from syscalls import name_to_handle, open_by_handle
 import acl_cases
@@ -165,3 +166,51 @@ def fill_and_free(root):
     wait_until(lambda: outcome(make, f"{root}/after", bytes(50 << 20)) != "ENOSPC", 10,
                "room after deleting")
     equal(len(read(f"{root}/after")), 50 << 20, "size")
+
+
+@case(timeout=120)
+def metadata_and_syncs_on_a_full_store(t):
+    """Operations that change metadata get ENOSPC or succeed; a sync fails only while it is full."""
+    if not t.on_cfs:
+        raise Skip("no cfs")
+    with t.new_mount(store="loop-ext4") as mount:
+        for number in range(400):
+            make(f"{mount.mnt}/f{number}", b"%d" % number)
+        with opened(f"{mount.mnt}/big", os.O_CREAT | os.O_RDWR) as fd, \
+                contextlib.suppress(OSError):
+            while True:
+                os.write(fd, bytes(1 << 20))
+        children = [Child(change_and_sync, mount.mnt, which, 4) for which in range(3)]
+        answers = set().union(*(child.result() for child in children))
+        check(answers <= {"ok", "ENOSPC"}, f"answers {answers}")
+        os.unlink(f"{mount.mnt}/big")
+        wait_until(lambda: sync_one(f"{mount.mnt}/f0") == "ok", 10, "syncs after deleting")
+        make(f"{mount.mnt}/after", bytes(20 << 20))
+        equal(sync_one(f"{mount.mnt}/after"), "ok", "sync of a new file")
+        names = sorted(os.listdir(mount.mnt))
+        mount.kill()
+        mount.start()
+        equal(sorted(os.listdir(mount.mnt)), names)
+        for number in range(400):
+            equal(read(f"{mount.mnt}/f{number}"), b"%d" % number)
+
+
+def sync_one(path):
+    with opened(path, os.O_RDWR) as fd:
+        return "ok" if outcome(os.fsync, fd) is None else outcome(os.fsync, fd)
+
+
+def change_and_sync(root, which, seconds):
+    answers = set()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for number in range(which, 400, 3):
+            path = f"{root}/f{number}"
+            for answer in (outcome(os.chmod, path, 0o600 + number % 64), sync_one(path),
+                           outcome(os.setxattr, path, "user.a", bytes(3000)),
+                           outcome(os.rename, path, f"{path}.moved"),
+                           outcome(os.rename, f"{path}.moved", path)):
+                answers.add("ok" if answer is None else answer)
+            if os.path.exists(f"{path}.moved"):
+                answers.add(f"{path}.moved was left")
+    return answers
