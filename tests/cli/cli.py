@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """The command line: refusals (exit code, one line, nothing half done), and the life of a mount."""
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
+import stat
 import struct
 import subprocess
 from pathlib import Path
@@ -549,6 +552,73 @@ def foreground(work):
         equal(process.returncode, 0, f"exit code after {end}")
         check(b" INFO " in log, f"stderr has no log: {log!r}")
         equal(mounts_at(mnt), [], f"mounts after {end}")
+
+
+@contextlib.contextmanager
+def device_for_everyone():
+    """As a distribution's udev rules have it."""
+    device = Path("/dev/fuse")
+    mode = stat.S_IMODE(device.stat().st_mode)
+    device.chmod(0o666)
+    try:
+        yield
+    finally:
+        device.chmod(mode)
+
+
+# What an ordinary user does in a mount of his own, and says at the end.
+OF_A_USER = """
+import fcntl, os, sys
+os.chdir(sys.argv[1])
+os.mkdir("d")
+with open("d/f", "wb") as f:
+    f.write(b"x" * 3000000)
+    f.flush()
+    os.fsync(f.fileno())
+    fcntl.flock(f, fcntl.LOCK_EX)
+os.rename("d/f", "g")
+os.link("g", "h")
+os.symlink("g", "s")
+os.setxattr("g", "user.a", b"value")
+os.truncate("g", 2000000)
+os.chmod("g", 0o4750)
+try:
+    os.chown("g", 0, 0)
+except PermissionError:
+    print(open("s", "rb").read() == b"x" * 2000000, os.getxattr("h", "user.a"),
+          oct(os.stat("h").st_mode), os.stat("h").st_nlink, sorted(os.listdir(".")))
+"""
+
+
+@case
+def ordinary_user_with_fusermount(work):
+    """No passthrough, and nobody else gets in; the rest is as for root."""
+    need_mounts()
+    if shutil.which("fusermount3") is None:
+        raise Skip("no fusermount3")
+    user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    home = directory(work / "home")
+    os.chown(home, NOBODY, NOBODY)
+    mnt, store = home / "mnt", home / "store"
+    with device_for_everyone():
+        equal(run("mkdir", mnt, **user).returncode, 0, "mkdir")
+        for mount in range(2):
+            succeeds("mount", mnt, "--store", store, **user)
+            equal([entry[1] for entry in mounts_at(mnt)], ["fuse.cfs"], "mounts")
+            if mount == 0:
+                equal(run("/usr/bin/python3", "-c", OF_A_USER, mnt, **user).stdout,
+                      "True b'value' 0o104750 2 ['d', 'g', 'h', 's']\n", "what he saw")
+                # Killed: the second mount takes the dead one away.
+                pid = int((store / "cfs.pid").read_text())
+                kill(pid)
+                wait_until(lambda pid=pid: not running(pid), "end of the killed daemon")
+        status = json.loads(succeeds("status", mnt, "--json", **user))
+        equal(status["passthrough"], False, "passthrough")
+        equal(run("cat", mnt / "g", **user).stdout, "x" * 2000000, "content after a restart")
+        other = run("ls", mnt, user=NOBODY - 1, group=NOBODY, extra_groups=[])
+        check("Permission denied" in other.stderr, f"another user: {other}")
+        succeeds("umount", mnt, **user)
+    equal(mounts_at(mnt), [], "mounts afterwards")
 
 
 @case
