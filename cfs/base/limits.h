@@ -55,14 +55,35 @@ inline constexpr size_t kLocksPerInodeMax = 64 << 10;
 inline constexpr unsigned kRingEntriesMax = 2048;
 inline constexpr size_t kRingLockWaitersMax = kRingEntriesMax - 512;
 
+// Cluster: members of a map, also clients and lost nodes; bytes of their texts.
+inline constexpr size_t kClusterNodesMax = 4096;
+inline constexpr size_t kNodeAddressesMax = 16;
+inline constexpr size_t kNodeTextBytesMax = 255;
+
 // Durability: the WAL is synced at least this often.
 inline constexpr int kWalSyncMilliseconds = 1000;
+
+// Network. A token's seeds, an address's host.
+inline constexpr size_t kSeedsMax = 16;
+inline constexpr size_t kHostBytesMax = 255;
+inline constexpr size_t kTokenBytesMax = 16 << 10;
+// A call's header; what is longer goes as payload.
+inline constexpr size_t kCallHeaderBytesMax = 1024;
+inline constexpr size_t kCallPayloadBytesMax = 16 << 20;
+// Of one network thread. A connection takes up to 3 descriptors.
+inline constexpr size_t kConnectionsMax = 2048;
+inline constexpr size_t kHandshakesMax = 256;
+inline constexpr size_t kCallsMax = 64 << 10;
+// Requests of one peer that are not answered yet.
+inline constexpr size_t kPeerRequestsMax = 16 << 10;
 
 // Largest FUSE request.
 inline constexpr size_t kRequestBytesMax = 1 << 20;
 
 static_assert(kCounterBlock >= 4 * kPoolFiles);
 static_assert(kRingLockWaitersMax > 1000);
+static_assert(kCallPayloadBytesMax >= kRequestBytesMax);
+static_assert(kTokenBytesMax > 2 * kSeedsMax * (kHostBytesMax + 8));
 
 }  // namespace cfs
 

@@ -45,9 +45,8 @@ class CondVar {
   template <typename Duration>
   bool WaitFor(Mutex* mutex, Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
-    // system_clock: TSan of gcc 12 does not know pthread_cond_clockwait.
     const bool signalled =
-        cv_.wait_until(lock, std::chrono::system_clock::now() + timeout) == std::cv_status::no_timeout;
+        cv_.wait_until(lock, WaitClock::now() + timeout) == std::cv_status::no_timeout;
     lock.release();
     return signalled;
   }
@@ -55,6 +54,13 @@ class CondVar {
   void SignalAll() { cv_.notify_all(); }
 
  private:
+#ifdef __SANITIZE_THREAD__
+  // TSan of gcc 12 does not know pthread_cond_clockwait.
+  using WaitClock = std::chrono::system_clock;
+#else
+  using WaitClock = std::chrono::steady_clock;
+#endif
+
   std::condition_variable cv_;
 };
 

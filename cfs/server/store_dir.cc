@@ -11,16 +11,19 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cfs/base/error.h"
@@ -30,6 +33,8 @@ namespace cfs {
 namespace {
 
 constexpr size_t kSmallFileBytesMax = 64 << 10;
+// How long a process that is ending is waited for.
+constexpr std::chrono::milliseconds kEndingMax = std::chrono::seconds(5);
 
 // What a directory may hold without being a store: what an interrupted Open()
 // leaves, and what mkfs does.
@@ -194,6 +199,14 @@ struct flock WholeFile() {
   return lock;
 }
 
+// The first thread of the process is gone, but others may not be yet, and what
+// it had open is still open.
+bool IsEnding(pid_t pid) {
+  const std::string stat = ReadSmallFile(AT_FDCWD, absl::StrCat("/proc/", pid, "/stat"));
+  const size_t name_end = stat.rfind(')');
+  return name_end != std::string::npos && absl::StartsWith(stat.substr(name_end), ") Z");
+}
+
 // The locked descriptor. An OFD lock: it survives fork(), and F_OFD_GETLK can ask
 // after it without taking it.
 absl::StatusOr<UniqueFd> Lock(const std::string& path, int dir_fd, Undo* undo) {
@@ -201,6 +214,7 @@ absl::StatusOr<UniqueFd> Lock(const std::string& path, int dir_fd, Undo* undo) {
   const bool made = fd.valid();
   if (!made && errno == EEXIST) fd.reset(openat(dir_fd, "lock", O_RDWR | O_NOFOLLOW | O_CLOEXEC));
   if (!fd.valid()) return StoreErrno(path, errno);
+  StoreOwner(path);  // Waits for one that is just ending.
   struct flock lock = WholeFile();
   if (fcntl(fd.get(), F_OFD_SETLK, &lock) != 0) {
     return errno == EAGAIN || errno == EACCES ? InUse(path) : StoreErrno(path, errno);
@@ -305,11 +319,16 @@ absl::StatusOr<std::string> DefaultStorePath() {
 std::optional<pid_t> StoreOwner(absl::string_view path) {
   const std::string store(path);
   const UniqueFd fd(open((store + "/lock").c_str(), O_RDONLY | O_CLOEXEC));
-  struct flock lock = WholeFile();
-  if (fcntl(fd.get(), F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return std::nullopt;
-  pid_t pid = 0;
-  const std::string text = ReadSmallFile(AT_FDCWD, store + "/cfs.pid");
-  return absl::SimpleAtoi(absl::StripAsciiWhitespace(text), &pid) ? pid : 0;
+  constexpr auto kPause = std::chrono::milliseconds(10);
+  for (auto waited = std::chrono::milliseconds(0);; waited += kPause) {
+    struct flock lock = WholeFile();
+    if (fcntl(fd.get(), F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return std::nullopt;
+    pid_t pid = 0;
+    const std::string text = ReadSmallFile(AT_FDCWD, store + "/cfs.pid");
+    if (!absl::SimpleAtoi(absl::StripAsciiWhitespace(text), &pid)) return 0;
+    if (!IsEnding(pid) || waited >= kEndingMax) return pid;
+    std::this_thread::sleep_for(kPause);
+  }
 }
 
 std::optional<absl::string_view> NetworkFileSystem(uint32_t f_type) {

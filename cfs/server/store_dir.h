@@ -69,7 +69,8 @@ absl::StatusOr<std::string> DefaultStorePath();
 absl::StatusOr<std::string> ResolveStorePath(absl::string_view path);
 
 // The process in charge of a store; nothing when there is none or when we may
-// not look. 0 when there is one that has not written cfs.pid yet.
+// not look. 0 when there is one that has not written cfs.pid yet. One that is
+// just ending, by kill -9 say, is waited for up to 5 s.
 std::optional<pid_t> StoreOwner(absl::string_view path);
 
 // "nfs" for the f_type of a file system that several machines may see or whose

@@ -1125,7 +1125,8 @@ class Generator {
               }
               if (answer.error == 0) {
                 if (times[0].tv_nsec != UTIME_OMIT) answer.detail = "atime=" + TimeText(st.st_atim);
-                answer.detail += " mtime=" + TimeText(st.st_mtim);
+                // A FIFO's changes by I/O, of which FUSE does not tell.
+                if (!S_ISFIFO(st.st_mode)) answer.detail += " mtime=" + TimeText(st.st_mtim);
               }
               return answer;
             },
