@@ -391,6 +391,11 @@ absl::StatusOr<StoreIdentity> DecodeIdentity(absl::string_view text) {
         absl::StrCat("its format ", format, " is newer than this cfs knows (", kStoreFormat,
                      "); use the cfs that made it, or a newer one"));
   }
+  if (format > 0 && format < kStoreFormat) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("its format ", format, " is of a cfs before the first release, which this one (",
+                     kStoreFormat, ") cannot read; use that cfs, or choose another --store"));
+  }
   const auto cluster_id = member("cluster_id"), machine = member("machine");
   const uint64_t node_id = unsigned_member("node_id");
   if (format == 0 || !cluster_id.is_string() || !machine.is_string() || node_id == 0 ||

@@ -22,7 +22,7 @@
 
 namespace cfs {
 
-inline constexpr int kStoreFormat = 1;
+inline constexpr int kStoreFormat = 2;
 
 struct StoreIdentity {
   std::string cluster_id;  // 128 bits in hexadecimal.

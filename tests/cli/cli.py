@@ -36,7 +36,7 @@ def make_store(path, **changes):
     """A store as an earlier run would have left it, with other values in its node.json."""
     for part in ("meta", "data"):
         directory(path / part)
-    identity = {"format": 1, "cluster_id": "0123456789abcdef" * 2, "node_id": 7,
+    identity = {"format": 2, "cluster_id": "0123456789abcdef" * 2, "node_id": 7,
                 "machine": Path("/etc/machine-id").read_text().strip()}
     (path / "node.json").write_text(json.dumps(identity | changes))
     return path
@@ -222,9 +222,10 @@ def store_of_another_machine(work):
 
 
 @case
-def store_of_newer_format(work):
+def store_of_another_format(work):
     store = make_store(work / "s", format=99, cluster_id=["unknown"])
     store_refused(work, CONFIG, ["format 99", "newer"], store)
+    store_refused(work, CONFIG, ["format 1", "before"], make_store(work / "old", format=1))
 
 
 @case

@@ -191,10 +191,12 @@ TEST_F(StoreDirTest, RefusesAnotherMachinesStore) {
   ExpectRefused(absl::StatusCode::kFailedPrecondition, "another machine");
 }
 
-TEST_F(StoreDirTest, RefusesANewerFormatWhateverElseItSays) {
+TEST_F(StoreDirTest, RefusesAnotherFormatWhateverElseItSays) {
   Make();
-  Write(store() + "/node.json", R"({"format": 2, "cluster_id": [1]})");
-  ExpectRefused(absl::StatusCode::kFailedPrecondition, "format 2");
+  Write(store() + "/node.json", R"({"format": 3, "cluster_id": [1]})");
+  ExpectRefused(absl::StatusCode::kFailedPrecondition, "format 3");
+  Write(store() + "/node.json", R"({"format": 1, "cluster_id": [1]})");
+  ExpectRefused(absl::StatusCode::kFailedPrecondition, "format 1");
 }
 
 TEST_F(StoreDirTest, RefusesToMakeALostHalfAnew) {
@@ -211,7 +213,7 @@ TEST(StoreIdentityTest, TextIsFrozen) {
   const StoreIdentity identity = {"000102030405060708090a0b0c0d0e0f", NodeId{4294967295u}, "m"};
   const std::string text =
       "{\n"
-      "  \"format\": 1,\n"
+      "  \"format\": 2,\n"
       "  \"cluster_id\": \"000102030405060708090a0b0c0d0e0f\",\n"
       "  \"node_id\": 4294967295,\n"
       "  \"machine\": \"m\"\n"
@@ -226,15 +228,15 @@ TEST(StoreIdentityTest, TextIsFrozen) {
 
 TEST(StoreIdentityTest, RefusesNonsense) {
   const std::string good =
-      R"({"format":1,"cluster_id":"000102030405060708090a0b0c0d0e0f","node_id":1,"machine":"m"})";
+      R"({"format":2,"cluster_id":"000102030405060708090a0b0c0d0e0f","node_id":1,"machine":"m"})";
   ASSERT_TRUE(DecodeIdentity(good).ok());
   for (size_t length = 0; length < good.size(); ++length) {
     EXPECT_EQ(DecodeIdentity(good.substr(0, length)).status().code(), absl::StatusCode::kDataLoss);
   }
   const std::pair<const char*, const char*> changes[] = {
-      {"\"format\":1", "\"format\":0"},
-      {"\"format\":1", "\"format\":-1"},
-      {"\"format\":1", "\"format\":\"1\""},
+      {"\"format\":2", "\"format\":0"},
+      {"\"format\":2", "\"format\":-1"},
+      {"\"format\":2", "\"format\":\"1\""},
       {"0001", "000g"},
       {"0001", "00012"},
       {"\"node_id\":1", "\"node_id\":0"},
