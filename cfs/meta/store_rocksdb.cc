@@ -295,11 +295,18 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& direc
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   options.bytes_per_sync = 1 << 20;
 
-  const auto cache = rocksdb::NewLRUCache(kBlockCacheBytes);
+  // Few parts, and index and filters in small blocks: a whole filter (1 MiB for
+  // a table of 64 MiB) would not fit into a part, and each Get would read it.
+  const auto cache = rocksdb::NewLRUCache(kBlockCacheBytes, /*num_shard_bits=*/4,
+                                          /*strict_capacity_limit=*/false,
+                                          /*high_pri_pool_ratio=*/0.5);
   rocksdb::BlockBasedTableOptions table;
   table.block_cache = cache;
   table.cache_index_and_filter_blocks = true;
-  table.pin_l0_filter_and_index_blocks_in_cache = true;
+  table.cache_index_and_filter_blocks_with_high_priority = true;
+  table.index_type = rocksdb::BlockBasedTableOptions::kTwoLevelIndexSearch;
+  table.partition_filters = true;
+  table.pin_top_level_index_and_filter = true;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   table.format_version = 5;
 
