@@ -19,14 +19,14 @@ inline constexpr uint32_t kLinksMax = 1u << 31;
 inline constexpr uint64_t kCounterBlock = 16384;
 inline constexpr size_t kRecordCacheEntries = 64 << 10;
 inline constexpr size_t kLockStripes = 1024;
-inline constexpr size_t kMemtableBytes = 32 << 20;
+inline constexpr size_t kMemtableBytes = 16 << 20;
 inline constexpr size_t kBlockCacheBytes = 64 << 20;
 inline constexpr int kRocksOpenFiles = 512;
 // Space set aside for metadata: this much, or this share of a small device.
-inline constexpr uint64_t kReserveBytesMax = 64 << 20;
+inline constexpr uint64_t kReserveBytesMax = 128 << 20;
 inline constexpr uint64_t kReserveShare = 32;
-// How often a full metadata store is asked whether it can go on.
-inline constexpr int kResumeMilliseconds = 200;
+// Inodes of the store that are left to metadata.
+inline constexpr uint64_t kSpareInodes = 64;
 
 // Chunk store. A pool of fresh backing files, and of kernel backing ids that
 // stay registered after the last close.

@@ -303,7 +303,10 @@ void Mount::RegistrationUnused(int registration) {
   if (!gone_) registry_->Unregister(registration);
 }
 
-void Mount::BackingGone(InodeId ino) { passthrough_->Drop(ino); }
+void Mount::BackingGone(InodeId ino) {
+  MutexLock lock(&registry_mutex_);
+  if (!gone_) passthrough_->Drop(ino);
+}
 
 void Mount::ListingChanged(InodeId dir) {
   // Drops the pages that hold the listing; nobody holds one of a directory for

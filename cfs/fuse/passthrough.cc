@@ -86,8 +86,10 @@ void Passthrough::Release(InodeId ino) {
   const auto it = part.inodes.find(ino);
   CFS_CHECK(it != part.inodes.end() && it->second.opens > 0);
   if (--it->second.opens > 0) return;
-  if (it->second.id == 0) {
-    part.inodes.erase(it);  // The next open may have more luck.
+  if (it->second.id == 0 || it->second.dropped) {
+    // Without an id the next open may have more luck.
+    if (it->second.id != 0) registry_->Unregister(it->second.id);
+    part.inodes.erase(it);
     return;
   }
   it->second.idle = part.idle.insert(part.idle.end(), ino);
@@ -104,7 +106,11 @@ void Passthrough::Drop(InodeId ino) {
   Part& part = PartOf(ino);
   MutexLock lock(&part.mutex);
   const auto it = part.inodes.find(ino);
-  if (it == part.inodes.end() || it->second.opens > 0) return;
+  if (it == part.inodes.end()) return;
+  if (it->second.opens > 0) {
+    it->second.dropped = true;
+    return;
+  }
   registry_->Unregister(it->second.id);
   part.idle.erase(it->second.idle);
   part.inodes.erase(it);

@@ -55,8 +55,8 @@ class Passthrough {
               absl::FunctionRef<absl::StatusOr<UniqueFd>()> open);
   // One less. The kernel has ended the I/O of that open before it says so.
   void Release(InodeId ino);
-  // Gives back the id of a file that is closed for good. Unknown ones are no
-  // error.
+  // Gives back the id of a file that is gone, if need be after its last release.
+  // Unknown ones are no error.
   void Drop(InodeId ino);
 
   size_t registered();
@@ -66,6 +66,7 @@ class Passthrough {
   struct Inode {
     int id = 0;  // 0: through the daemon.
     int opens = 0;
+    bool dropped = false;  // The id goes with the last release.
     std::list<InodeId>::iterator idle;  // Valid while opens is 0.
   };
   struct Part {

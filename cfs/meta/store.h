@@ -47,7 +47,8 @@ class WriteSet {
 // returned; it survives power loss once a SyncWal that began later has
 // returned OK. After power loss the store is a prefix of what was applied.
 // Thread-safe. Errors: NOT_FOUND from Get; RESOURCE_EXHAUSTED when the device
-// is full and the reserve is used up; anything else is an I/O error or corruption.
+// is full and the reserve is short; anything else is an I/O error or corruption.
+// The first error of SyncWal stays.
 class Store {
  public:
   virtual ~Store() = default;
@@ -62,9 +63,8 @@ class Store {
       Family family, absl::string_view start, absl::string_view prefix,
       const std::function<bool(absl::string_view key, absl::string_view value)>& visit) = 0;
   virtual absl::Status SyncWal() = 0;
-  // Sets space aside for the day when the device is full: Apply gives it up, so
-  // that what is needed to free space (an unlink) still goes through. To be
-  // called now and then; makes the reserve again once there is room.
+  // Makes the space that is set aside for metadata whole again, if there is
+  // room. To be called now and then.
   virtual void KeepReserve() = 0;
   virtual uint64_t MemoryBytes() = 0;
 };

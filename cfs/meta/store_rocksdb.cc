@@ -3,7 +3,6 @@
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
 #include <rocksdb/filter_policy.h>
-#include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/perf_level.h>
 #include <rocksdb/slice_transform.h>
@@ -19,7 +18,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <chrono>
 #include <cstdarg>
 #include <cstdio>
 #include <memory>
@@ -34,6 +32,8 @@
 #include "cfs/base/log.h"
 #include "cfs/base/mutex.h"
 #include "cfs/base/unique_fd.h"
+#include "cfs/meta/reserve.h"
+#include "cfs/meta/rocksdb_files.h"
 #include "cfs/meta/store.h"
 
 namespace cfs {
@@ -67,16 +67,6 @@ class LogOfRocksdb final : public rocksdb::Logger {
   }
 };
 
-// After an error for want of space RocksDB would look every 5 s whether there is
-// a lot again, and refuse to be resumed by us until then.
-class ResumedByUs final : public rocksdb::EventListener {
- public:
-  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
-                            bool* auto_recovery) override {
-    *auto_recovery = false;
-  }
-};
-
 // Tells a memtable to look for the place of a key near that of the last key of
 // its kind: operations in one directory touch neighbours, or the same record.
 class KindHint final : public rocksdb::SliceTransform {
@@ -93,16 +83,16 @@ class KindHint final : public rocksdb::SliceTransform {
 
 class RocksdbStore final : public Store {
  public:
-  RocksdbStore(std::unique_ptr<rocksdb::DB> db,
+  RocksdbStore(std::unique_ptr<Reserve> reserve, std::unique_ptr<rocksdb::Env> env,
+               std::unique_ptr<rocksdb::DB> db,
                std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount> families,
                std::shared_ptr<rocksdb::Cache> cache, const std::string& directory)
-      : db_(std::move(db)),
+      : reserve_(std::move(reserve)),
+        env_(std::move(env)),
+        db_(std::move(db)),
         families_(families),
         cache_(std::move(cache)),
-        directory_(directory),
-        reserve_path_(directory + ".reserve") {
-    KeepReserve();
-  }
+        directory_(opendir(directory.c_str()), closedir) {}
 
   ~RocksdbStore() override {
     for (rocksdb::ColumnFamilyHandle* family : families_) {
@@ -147,6 +137,7 @@ class RocksdbStore final : public Store {
   absl::Status Apply(const WriteSet& writes) override {
     // Nobody reads RocksDB's own counters; keeping them costs 1 us a write.
     rocksdb::SetPerfLevel(rocksdb::PerfLevel::kDisable);
+    if (reserve_->Exhausted()) return PosixError(ENOSPC, "no space for metadata");
     size_t bytes = 32;
     for (const WriteSet::Write& write : writes.writes()) {
       bytes += write.key.size() + write.value.size() + 16;
@@ -158,30 +149,10 @@ class RocksdbStore final : public Store {
                           : batch.Put(Handle(write.family), write.key, write.value);
       if (!status.ok()) return ToStatus(status);
     }
-    rocksdb::Status status = db_->Write(rocksdb::WriteOptions(), &batch);
-    // A full device stops RocksDB until it is told that there is room again.
-    if (ABSL_PREDICT_FALSE(status.IsNoSpace()) && GiveUpReserve()) {
-      status = db_->Write(rocksdb::WriteOptions(), &batch);
-    }
-    return ToStatus(status);
+    return ToStatus(db_->Write(rocksdb::WriteOptions(), &batch));
   }
 
-  void KeepReserve() override {
-    MutexLock lock(&reserve_mutex_);
-    struct statvfs space;
-    if (statvfs(reserve_path_.substr(0, reserve_path_.rfind('/')).c_str(), &space) != 0) return;
-    const uint64_t unit = space.f_frsize;
-    const uint64_t bytes = std::min(kReserveBytesMax, space.f_blocks * unit / kReserveShare);
-    struct stat st;
-    const bool there = stat(reserve_path_.c_str(), &st) == 0;
-    if (there && static_cast<uint64_t>(st.st_blocks) * 512 >= bytes) return;
-    if (space.f_bavail * unit < 4 * bytes) return;
-    const UniqueFd fd(open(reserve_path_.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
-    // Without a reserve the store works too, until it is full.
-    if (!fd.valid() || fallocate(fd.get(), 0, 0, static_cast<off_t>(bytes)) != 0) {
-      unlink(reserve_path_.c_str());
-    }
-  }
+  void KeepReserve() override { reserve_->Keep(); }
 
   absl::Status Scan(Family family, absl::string_view start, absl::string_view prefix,
                     const std::function<bool(absl::string_view, absl::string_view)>& visit) override {
@@ -196,27 +167,42 @@ class RocksdbStore final : public Store {
   }
 
   // Not DB::SyncWAL: that one aborts the process, or fails for ever, when it
-  // meets a log to which a write has failed for want of space. Each write has
-  // reached the page cache before it returns, so any descriptor will do. Logs
-  // that are gone were flushed to tables, which RocksDB syncs itself.
+  // meets a log to which a write has failed. Each write has reached the page
+  // cache before it returns, so any descriptor will do. Logs that are gone were
+  // flushed to tables, which RocksDB syncs itself.
   absl::Status SyncWal() override {
     MutexLock lock(&sync_mutex_);
+    if (sync_error_.ok()) sync_error_ = SyncLogs();
+    return sync_error_;
+  }
+
+  uint64_t MemoryBytes() override {
+    uint64_t bytes = cache_->GetUsage();
+    uint64_t memtables = 0;
+    if (db_->GetAggregatedIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &memtables)) {
+      bytes += memtables;
+    }
+    return bytes;
+  }
+
+ private:
+  absl::Status SyncLogs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(sync_mutex_) {
+    if (directory_ == nullptr) return PosixError(EIO, "the metadata's directory cannot be listed");
     std::vector<std::pair<std::string, UniqueFd>> logs;
     bool added = false;
-    const std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(directory_.c_str()), closedir);
-    if (dir == nullptr) return ErrnoStatus("list the metadata's logs");
+    rewinddir(directory_.get());
     errno = 0;
-    while (const dirent* entry = readdir(dir.get())) {
+    while (const dirent* entry = readdir(directory_.get())) {
       const std::string name = entry->d_name;
       if (!absl::EndsWith(name, ".log")) continue;
       // Kept open: an error of writing back is told to each descriptor once.
-      auto known = std::find_if(logs_.begin(), logs_.end(),
-                                [&](const auto& log) { return log.first == name; });
+      const auto known = std::find_if(logs_.begin(), logs_.end(),
+                                      [&](const auto& log) { return log.first == name; });
       if (known != logs_.end()) {
         logs.push_back(std::move(*known));
         continue;
       }
-      UniqueFd fd(openat(dirfd(dir.get()), name.c_str(), O_RDONLY | O_CLOEXEC));
+      UniqueFd fd(openat(dirfd(directory_.get()), name.c_str(), O_RDONLY | O_CLOEXEC));
       if (fd.valid()) {
         logs.emplace_back(name, std::move(fd));
         added = true;
@@ -230,48 +216,27 @@ class RocksdbStore final : public Store {
     for (const auto& [name, fd] : logs_) {
       if (fdatasync(fd.get()) != 0) return ErrnoStatus("sync the metadata's log");
     }
-    if (added && fsync(dirfd(dir.get())) != 0) return ErrnoStatus("sync the metadata's directory");
+    if (added && fsync(dirfd(directory_.get())) != 0) {
+      return ErrnoStatus("sync the metadata's directory");
+    }
     return absl::OkStatus();
-  }
-
-  uint64_t MemoryBytes() override {
-    uint64_t bytes = cache_->GetUsage();
-    uint64_t memtables = 0;
-    if (db_->GetAggregatedIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &memtables)) {
-      bytes += memtables;
-    }
-    return bytes;
-  }
-
- private:
-  // Whether RocksDB goes on, because there was a reserve or there is room by now.
-  bool GiveUpReserve() {
-    MutexLock lock(&reserve_mutex_);
-    const auto now = std::chrono::steady_clock::now();
-    if (unlink(reserve_path_.c_str()) == 0) {
-      LogWarn("store is full, the metadata's reserve is in use");
-    } else if (now < next_resume_) {
-      return false;
-    }
-    // Each attempt writes out what is in memory.
-    next_resume_ = now + std::chrono::milliseconds(kResumeMilliseconds);
-    return db_->Resume().ok();
   }
 
   rocksdb::ColumnFamilyHandle* Handle(Family family) {
     return families_[static_cast<size_t>(family)];
   }
 
+  const std::unique_ptr<Reserve> reserve_;
+  const std::unique_ptr<rocksdb::Env> env_;
   const std::unique_ptr<rocksdb::DB> db_;
   const std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount> families_;
   const std::shared_ptr<rocksdb::Cache> cache_;
-  const std::string directory_;
-  const std::string reserve_path_;
   Mutex sync_mutex_;
+  const std::unique_ptr<DIR, int (*)(DIR*)> directory_;  // Its position: ABSL_GUARDED_BY(sync_mutex_)
   // The logs as of the last sync, by name.
   std::vector<std::pair<std::string, UniqueFd>> logs_ ABSL_GUARDED_BY(sync_mutex_);
-  Mutex reserve_mutex_;  // One thread at a time makes or gives up the reserve.
-  std::chrono::steady_clock::time_point next_resume_ ABSL_GUARDED_BY(reserve_mutex_);
+  // The first one; what was lost then is not there later.
+  absl::Status sync_error_ ABSL_GUARDED_BY(sync_mutex_);
 };
 
 }  // namespace
@@ -281,15 +246,20 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& direc
   if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
     return ErrnoStatus("make the metadata's directory");
   }
+  auto reserve = std::make_unique<Reserve>(directory + ".reserve");
+  // What is in memory must fit into the reserve when it is written out.
+  const size_t memtable_bytes =
+      std::clamp<size_t>(reserve->full_bytes() / 8, 1 << 20, kMemtableBytes);
+  auto env = rocksdb::NewCompositeEnv(FilesWithReserve(reserve.get()));
   rocksdb::DBOptions options;
+  options.env = env.get();
   options.create_if_missing = true;
   options.create_missing_column_families = true;
   options.max_open_files = kRocksOpenFiles;
-  options.max_total_wal_size = 4 * kMemtableBytes;
+  options.max_total_wal_size = 4 * memtable_bytes;
   options.max_background_jobs = 2;
   options.allow_concurrent_memtable_write = false;  // For KindHint.
   options.max_manifest_file_size = 16 << 20;
-  options.listeners.push_back(std::make_shared<ResumedByUs>());
   options.info_log = std::make_shared<LogOfRocksdb>();
   // A torn tail is what a power failure leaves; anything before it must read.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
@@ -312,14 +282,14 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& direc
 
   rocksdb::ColumnFamilyOptions records;
   records.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  records.write_buffer_size = kMemtableBytes;
+  records.write_buffer_size = memtable_bytes;
   records.max_write_buffer_number = 3;
   records.compression = rocksdb::kLZ4Compression;
   records.memtable_insert_with_hint_prefix_extractor = std::make_shared<KindHint>();
   records.memtable_whole_key_filtering = true;
   records.memtable_prefix_bloom_size_ratio = 0.05;
   rocksdb::ColumnFamilyOptions small = records;
-  small.write_buffer_size = kMemtableBytes / 8;
+  small.write_buffer_size = std::max<size_t>(memtable_bytes / 8, 256 << 10);
 
   const std::vector<rocksdb::ColumnFamilyDescriptor> descriptors = {
       {rocksdb::kDefaultColumnFamilyName, records}, {"queue", small}, {"local", small}};
@@ -329,7 +299,7 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& direc
       rocksdb::DB::Open(options, directory, descriptors, &handles, &db);
   if (!status.ok()) return ToStatus(status);
   return std::make_unique<RocksdbStore>(
-      std::unique_ptr<rocksdb::DB>(db),
+      std::move(reserve), std::move(env), std::unique_ptr<rocksdb::DB>(db),
       std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount>{handles[0], handles[1], handles[2]},
       cache, directory);
 }

@@ -619,8 +619,10 @@ void LocalFileSystem::RunBackground() {
     if (now >= next_later) {
       next_later = now + kLater;
       const absl::StatusOr<struct statvfs> space = chunks_->Space();
-      space_is_short_.store(space.ok() && space->f_bavail < space->f_blocks / kShortSpaceShare,
-                            std::memory_order_relaxed);
+      space_is_short_.store(
+          space.ok() && (space->f_bavail < space->f_blocks / kShortSpaceShare ||
+                         space->f_favail < space->f_files / kShortSpaceShare),
+          std::memory_order_relaxed);
       MutexLock lock(&background_mutex_);
       settle_.insert(settle_.end(), settle_later_.begin(), settle_later_.end());
       settle_later_.clear();

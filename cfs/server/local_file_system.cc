@@ -548,7 +548,8 @@ absl::Status LocalFileSystem::RoomToGrow() const {
   CFS_ASSIGN_OR_RETURN(const struct statvfs space, chunks_->Space());
   const uint64_t unit = space.f_frsize;
   const uint64_t floor = std::min(kGrowthBytesMax, space.f_blocks * unit / kGrowthShare);
-  return space.f_bavail * unit < floor ? PosixError(ENOSPC) : absl::OkStatus();
+  const bool inodes_are_short = space.f_files > 0 && space.f_favail < kSpareInodes;
+  return space.f_bavail * unit < floor || inodes_are_short ? PosixError(ENOSPC) : absl::OkStatus();
 }
 
 void LocalFileSystem::DoneFreeing(const Removed& removed, DoneStatus done) {

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <csignal>
 #include <filesystem>
+#include <random>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -57,7 +58,10 @@ class StoreFullTest : public testing::Test {
 
   absl::Status Put(int number) {
     WriteSet writes;
-    writes.Put(Family::kRecords, absl::StrCat("key", number), std::string(20000, 'v'));
+    // Values that do not compress.
+    std::string value(8000, '\0');
+    for (char& c : value) c = static_cast<char>(random_());
+    writes.Put(Family::kRecords, absl::StrCat("key", number), std::move(value));
     writes.Put(Family::kQueue, absl::StrCat("key", number), "v");
     return store_->Apply(writes);
   }
@@ -72,6 +76,7 @@ class StoreFullTest : public testing::Test {
     }
   }
 
+  std::mt19937 random_{1};
   std::string path_;
   bool mounted_ = false;
   std::unique_ptr<Store> store_;
@@ -136,7 +141,8 @@ TEST_F(StoreFullTest, SyncsAndWritesGoOnAfterwards) {
 
   std::filesystem::remove(path_ + "/filler");
   absl::Status again;
-  for (int attempt = 0; attempt < 50; ++attempt) {
+  // RocksDB looks every 5 s whether it can write out what it has in memory.
+  for (int attempt = 0; attempt < 200; ++attempt) {
     again = Put(1000000);
     if (again.ok()) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
