@@ -30,9 +30,9 @@ MAY_INCLUDE = {
     "cli": ("base", "server/control.h", "server/file_system.h", "server/node_config.h",
             "server/store_dir.h"),
 }
-# A library is known to one file, or one folder.
+# A library is known to files that begin so: one of them, or one folder.
 LIBRARY_USERS = {
-    "rocksdb/": "cfs/meta/store_rocksdb.cc",
+    "rocksdb/": "cfs/meta/store_rocksdb",
     "liburing": "cfs/tier/io_uring.cc",
     "ucp/": "cfs/net/transport_ucx.cc",
     "raft": "cfs/ring/keeper_raft.cc",

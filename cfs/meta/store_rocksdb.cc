@@ -1,4 +1,4 @@
-// The only file that includes RocksDB.
+// With store_rocksdb_files, the only files that include RocksDB.
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
@@ -33,7 +33,7 @@
 #include "cfs/base/mutex.h"
 #include "cfs/base/unique_fd.h"
 #include "cfs/meta/reserve.h"
-#include "cfs/meta/rocksdb_files.h"
+#include "cfs/meta/store_rocksdb_files.h"
 #include "cfs/meta/store.h"
 
 namespace cfs {

@@ -1,4 +1,4 @@
-#include "cfs/meta/rocksdb_files.h"
+#include "cfs/meta/store_rocksdb_files.h"
 
 #include <fcntl.h>
 #include <unistd.h>

@@ -1,6 +1,6 @@
 // RocksDB's files, written with a reserve at hand.
-#ifndef CFS_META_ROCKSDB_FILES_H_
-#define CFS_META_ROCKSDB_FILES_H_
+#ifndef CFS_META_STORE_ROCKSDB_FILES_H_
+#define CFS_META_STORE_ROCKSDB_FILES_H_
 
 #include <rocksdb/file_system.h>
 
@@ -19,4 +19,4 @@ std::shared_ptr<rocksdb::FileSystem> FilesWithReserve(Reserve* reserve);
 
 }  // namespace cfs
 
-#endif  // CFS_META_ROCKSDB_FILES_H_
+#endif  // CFS_META_STORE_ROCKSDB_FILES_H_
