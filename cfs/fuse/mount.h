@@ -67,6 +67,7 @@ class Mount final : public KernelCache {
   friend struct Handlers;  // ops.cc: what libfuse calls.
 
   void Work();
+  void AwaitSoon();
   void Init(fuse_conn_info* conn);
   // Before names of `dir` change.
   void ListingChanges(InodeId dir) {
@@ -90,6 +91,9 @@ class Mount final : public KernelCache {
   FuseCounters counters_;
   std::vector<std::thread> threads_;
   std::atomic<int> error_{0};
+  std::atomic<bool> spinning_{false};
+  std::atomic<int> spin_skips_{0};  // Relaxed: how often AwaitSoon does nothing.
+  int spin_misses_ = 0;             // Of whoever is spinning.
 
   // Requests for locks that wait, by id, and those of them that were
   // interrupted before they began to.
