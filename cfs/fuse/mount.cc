@@ -249,13 +249,17 @@ void Mount::AwaitSoon() {
   if (spinning_.exchange(true, std::memory_order_acquire)) return;
   const auto end = std::chrono::steady_clock::now() + kSpin;
   pollfd device{fuse_session_fd(session_), POLLIN, 0};
-  bool found = false;
-  do {
-    found = poll(&device, 1, 0) != 0;
-  } while (!found && std::chrono::steady_clock::now() < end);
-  // Doubled with each miss.
-  spin_misses_ = found ? 0 : std::min(spin_misses_ * 2 + 1, kMissesMax);
-  spin_skips_.store(spin_misses_, std::memory_order_relaxed);
+  // What is there already says nothing of who comes while we look: with one CPU
+  // for all, nobody does.
+  if (poll(&device, 1, 0) == 0) {
+    bool found = false;
+    do {
+      found = poll(&device, 1, 0) != 0;
+    } while (!found && std::chrono::steady_clock::now() < end);
+    // Doubled with each miss.
+    spin_misses_ = found ? 0 : std::min(spin_misses_ * 2 + 1, kMissesMax);
+    spin_skips_.store(spin_misses_, std::memory_order_relaxed);
+  }
   spinning_.store(false, std::memory_order_release);
 }
 
