@@ -10,6 +10,8 @@ werror := $(if $(CI),true,false)
 sanitizer := -Db_lundef=false -Doptimization=1 -Dcpp_args='-g1 -fno-omit-frame-pointer' \
   -Dfault_points=true -Dwerror=$(werror)
 
+clang := CC="$(ccache) clang" CXX="$(ccache) clang++"
+
 # $(call compile,DIRECTORY,OPTIONS,TARGETS)
 define compile
 @test -f $(1)/meson/build.ninja || meson setup $(1)/meson $(2)
@@ -17,7 +19,7 @@ define compile
 @ln -sfn meson/cfs/cfs $(1)/cfs
 endef
 
-.PHONY: build quickstart test test-long test-builds bench install clean
+.PHONY: build quickstart quickstart-cluster test test-long test-builds bench install clean
 
 build:
 	@tools/bootstrap build
@@ -25,6 +27,10 @@ build:
 
 quickstart: build
 	@tools/quickstart
+
+quickstart-cluster: build
+	@tools/bootstrap cluster
+	@tools/quickstart-cluster
 
 test: test-builds
 	@tests/run
@@ -37,11 +43,14 @@ test-builds:
 	$(call compile,build,-Dwerror=$(werror),all)
 	$(call compile,build-asan,-Db_sanitize=address$(comma)undefined $(sanitizer),all)
 	$(call compile,build-tsan,-Db_sanitize=thread $(sanitizer),all)
-	@# For clang's warnings, -Wthread-safety among them; nobody runs it.
-	@export CC="$(ccache) clang" CXX="$(ccache) clang++"; \
-	test -f build-clang/build.ninja || \
-	  meson setup build-clang -Doptimization=0 -Ddebug=false -Dtests=false -Dwerror=$(werror)
-	@ninja -j $(JOBS) -C build-clang
+	@# For clang's warnings, -Wthread-safety among them, and for the simulator.
+	@test -f build-clang/meson/build.ninja || $(clang) meson setup build-clang/meson \
+	  -Doptimization=1 -Ddebug=false -Dtests=false -Dfault_points=true -Dwerror=$(werror)
+	@ninja -j $(JOBS) -C build-clang/meson
+	@test -f build-fuzz/meson/build.ninja || $(clang) \
+	  meson setup build-fuzz/meson -Db_sanitize=address$(comma)undefined $(sanitizer) \
+	  -Dtests=false -Dfuzzers=true
+	@ninja -j $(JOBS) -C build-fuzz/meson fuzzers
 
 bench:
 	@tools/bootstrap build bench
@@ -52,4 +61,4 @@ install: build
 	@meson install -C build/meson --skip-subprojects
 
 clean:
-	rm -rf build build-asan build-tsan build-clang
+	rm -rf build build-asan build-tsan build-clang build-fuzz

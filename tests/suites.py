@@ -6,12 +6,15 @@ Unit tests are not listed here: they are those that meson knows as tests.
 import dataclasses
 
 # A variant is a build: where make puts it, and by how much it is slower.
-VARIANTS = {"plain": ("build", 1), "asan": ("build-asan", 3), "tsan": ("build-tsan", 5)}
+VARIANTS = {"plain": ("build", 1), "asan": ("build-asan", 3), "tsan": ("build-tsan", 5),
+            "clang": ("build-clang", 1)}
+# Those that have all tests; that of clang has the simulator.
+FULL = ("plain", "asan", "tsan")
 
 # What --mode says to the suites that mount (tests/mount/harness.py knows the options).
 MODES = ("passthrough", "daemon-io", "uring", "uring-daemon-io", "locks-daemon")
 NO_MODE = ("",)
-EVERYWHERE = {variant: MODES for variant in VARIANTS}
+EVERYWHERE = {variant: MODES for variant in FULL}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +29,14 @@ class Suite:
     long_timeout: int
     short_args: tuple = ()
     long_args: tuple = ()
+    # Variant -> regular expression of the cases that a short run has of them.
+    short_cases: dict = dataclasses.field(default_factory=dict)
     shortened: str = ""  # What the short run does less of.
 
 
 UNIT_TIMEOUT = 60
+# Cases that a build without fault points skips; the others are run in it.
+NEED_FAULT_POINTS = "_at_|a_joiner_is_lost|from_a_giver_that_is_lost"
 
 SUITES = (
     Suite("tidy", ("tests/tidy.py",),
@@ -38,24 +45,34 @@ SUITES = (
           shortened="headers are not compiled alone"),
     Suite("cli", ("tests/cli/cli.py",),
           short={"plain": NO_MODE, "asan": NO_MODE},
-          long={variant: NO_MODE for variant in VARIANTS},
+          long={variant: NO_MODE for variant in FULL},
+          timeout=120, long_timeout=300),
+    Suite("fsck", ("tests/fsck/fsck.py",),
+          short={"plain": ("passthrough",), "asan": ("passthrough",)},
+          long={variant: ("passthrough",) for variant in FULL},
           timeout=120, long_timeout=300),
     Suite("man_pages", ("tests/cli/man_pages.py",),
           short={"plain": NO_MODE}, long={"plain": NO_MODE}, timeout=30, long_timeout=30),
+    Suite("cluster", ("tests/cluster/membership.py",),
+          short={"plain": NO_MODE, "asan": NO_MODE},
+          long={variant: NO_MODE for variant in FULL},
+          timeout=300, long_timeout=300),
     Suite("posix", ("tests/mount/posix_suite.py",),
-          short={"plain": MODES, "asan": ("passthrough", "uring-daemon-io"),
+          short={"plain": (*MODES, "cluster"), "asan": ("passthrough", "uring-daemon-io"),
                  "tsan": ("daemon-io", "uring")},
-          long=EVERYWHERE, timeout=180, long_timeout=900),
+          long={**EVERYWHERE, "plain": (*MODES, "cluster", "client")},
+          timeout=300, long_timeout=900),
     Suite("random_ops", ("tests/mount/random_ops.py",),
-          short={"plain": ("passthrough", "uring-daemon-io"), "asan": ("daemon-io",),
+          short={"plain": ("passthrough", "uring-daemon-io", "cluster"), "asan": ("daemon-io",),
                  "tsan": ("passthrough",)},
-          long=EVERYWHERE, timeout=120, long_timeout=1800, long_args=("--long",),
-          shortened="fewer operations"),
+          long={**EVERYWHERE, "plain": (*MODES, "cluster")},
+          timeout=120, long_timeout=1800, short_args=("--seed", "1"), long_args=("--long",),
+          shortened="fewer operations, of one seed"),
     Suite("fsx", ("tests/mount/fsx.py",),
           short={"plain": ("passthrough", "daemon-io"), "asan": ("uring-daemon-io",),
                  "tsan": ("daemon-io",)},
-          long=EVERYWHERE, timeout=120, long_timeout=1800, long_args=("--long",),
-          shortened="fewer operations"),
+          long=EVERYWHERE, timeout=120, long_timeout=1800, short_args=("--seed", "1"),
+          long_args=("--long",), shortened="fewer operations, of one seed"),
     Suite("writer_rule", ("tests/mount/writer_rule.py",),
           short={"plain": ("passthrough", "daemon-io"), "asan": ("passthrough",)},
           long=EVERYWHERE, timeout=120, long_timeout=300),
@@ -67,9 +84,49 @@ SUITES = (
           timeout=180, long_timeout=28800, long_args=("--long", "--ten-million"),
           shortened="20,000 files instead of 1 and 10 million"),
     Suite("uring_reply_race", ("{build}/tests/mount/uring_reply_race",),
-          short={"plain": NO_MODE, "tsan": NO_MODE}, long={v: NO_MODE for v in VARIANTS},
+          short={"plain": NO_MODE, "tsan": NO_MODE}, long={v: NO_MODE for v in FULL},
           timeout=60, long_timeout=300, long_args=("--long",),
           shortened="12 s of 120 s of load"),
+    Suite("coherence", ("tests/cluster/coherence.py",),
+          short={"plain": ("passthrough",), "asan": ("passthrough",)},
+          long={"plain": ("passthrough", "daemon-io"), "asan": ("passthrough",)},
+          timeout=180, long_timeout=1200, long_args=("--long",),
+          shortened="a third of the arrangements"),
+    # tmpfs cannot be asked whether it would wait.
+    Suite("coherence_tmpfs", ("tests/cluster/coherence.py", "--store", "tmpfs"),
+          short={"plain": ("passthrough",)}, long={"plain": ("passthrough",)},
+          timeout=60, short_args=("--filter", "writes_while_another_waits"),
+          long_timeout=1200, shortened="one case"),
+    # XFS can, and is: what the network thread does there goes elsewhere on other stores.
+    Suite("coherence_xfs", ("tests/cluster/coherence.py", "--store", "loop-xfs"),
+          short={"plain": ("passthrough",)}, long={"plain": ("passthrough",)},
+          timeout=120, short_args=("--filter", "writes|pieces|appends"),
+          long_timeout=1200, shortened="cases that write and read data"),
+    Suite("failures", ("tests/cluster/failures.py",),
+          short={"plain": ("passthrough",)}, long={"plain": ("passthrough",)},
+          timeout=300, long_timeout=900, long_args=("--long",),
+          shortened="fewer kinds of cuts and power loss"),
+    # With planted bugs, each of which must be found.
+    Suite("simulator", ("{build}/tests/simulator/simulator",),
+          short={"clang": NO_MODE}, long={"clang": NO_MODE, "asan": NO_MODE},
+          timeout=600, long_timeout=3600,
+          long_args=("--seeds", "20000", "--whole-seeds", "3000"),
+          shortened="1,000 of 20,000 seeds, of whole nodes of 3,000"),
+    Suite("hand_over", ("tests/cluster/hand_over.py",),
+          short={"plain": ("passthrough",), "asan": ("passthrough",)},
+          long={"plain": ("passthrough", "daemon-io"), "asan": ("passthrough",)},
+          timeout=240, long_timeout=900, long_args=("--long",),
+          short_cases={"asan": NEED_FAULT_POINTS},
+          shortened="power is lost at four of the fourteen points"),
+    Suite("placement", ("tests/cluster/placement.py",),
+          short={"plain": ("passthrough",)},
+          long={"plain": ("passthrough", "daemon-io"), "asan": ("passthrough",)},
+          timeout=120, long_timeout=300),
+    Suite("remove_lost", ("tests/cluster/remove_lost.py",),
+          short={"plain": ("passthrough",), "asan": ("passthrough",)},
+          long={"plain": ("passthrough", "daemon-io"), "asan": ("passthrough",)},
+          timeout=480, long_timeout=900,
+          short_cases={"asan": f"^(?!survivor).*({NEED_FAULT_POINTS})"}),
     Suite("crash", ("tests/crash/crash.py",),
           short={"plain": ("passthrough",), "asan": ("daemon-io",)},
           long={"plain": MODES, "asan": ("passthrough", "daemon-io"), "tsan": ("passthrough",)},
@@ -82,7 +139,15 @@ SUITES = (
           shortened="smaller programs and data"),
     Suite("bench", ("tests/bench/bench.py", "--smoke", "--build", "{build}/tests/bench"),
           short={"plain": NO_MODE}, long={"plain": NO_MODE},
-          timeout=120, long_timeout=120),
+          timeout=180, long_timeout=180),
+    Suite("fuzz", ("tests/fuzz/fuzz.py", "--build", "build-fuzz/meson"),
+          short={"plain": NO_MODE}, long={"plain": NO_MODE},
+          timeout=360, long_timeout=2400,
+          short_args=("--seconds", "60"), long_args=("--seconds", "600"),
+          shortened="a minute for each target instead of ten"),
+    Suite("net_bench", ("{build}/tests/bench/net_bench", "--smoke"),
+          short={"plain": NO_MODE}, long={"plain": NO_MODE},
+          timeout=30, long_timeout=30),
 )
 
 # Reasons to skip a case that say nothing about cfs or the machine: (suite, words of the reason),
@@ -90,5 +155,8 @@ SUITES = (
 ALLOWED_SKIPS = (
     ("programs", "not POSIX; cfs has none|marks all mounts|FUSE has no FIEMAP|syncs all file systems"
                  "|fails on ext4 too"),
+    ("hand_over", "has no fault points"),
+    ("remove_lost", "has no fault points|the root directory's slot went along"),
+    ("cluster", "with a sanitizer take too much memory"),
     ("writer_rule", "without passthrough nobody writes unseen|with passthrough they go on"),
 )

@@ -7,9 +7,11 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "absl/strings/string_view.h"
+#include "cfs/base/check.h"
 
 namespace cfs {
 
@@ -52,6 +54,24 @@ template <std::unsigned_integral T>
   std::memcpy(value, in->data(), sizeof(T));
   if constexpr (std::endian::native == std::endian::big) *value = ByteSwap(*value);
   in->remove_prefix(sizeof(T));
+  return true;
+}
+
+// A length of type Size before the bytes. REQUIRES: they fit it.
+template <std::unsigned_integral Size>
+void AppendSized(std::string* out, absl::string_view bytes) {
+  CFS_CHECK(bytes.size() <= std::numeric_limits<Size>::max());
+  AppendLittle(out, static_cast<Size>(bytes.size()));
+  out->append(bytes.data(), bytes.size());
+}
+
+// As ConsumeLittle, but the length may be gone from `in` when it returns false.
+template <std::unsigned_integral Size>
+[[nodiscard]] bool ConsumeSized(absl::string_view* in, std::string* bytes) {
+  Size size;
+  if (!ConsumeLittle(in, &size) || in->size() < size) return false;
+  bytes->assign(in->data(), size);
+  in->remove_prefix(size);
   return true;
 }
 

@@ -25,12 +25,12 @@ inline constexpr int kRocksOpenFiles = 512;
 // Space set aside for metadata: this much, or this share of a small device.
 inline constexpr uint64_t kReserveBytesMax = 128 << 20;
 inline constexpr uint64_t kReserveShare = 32;
-// Inodes of the store that are left to metadata.
-inline constexpr uint64_t kSpareInodes = 64;
 
 // Chunk store. A pool of fresh backing files, and of kernel backing ids that
 // stay registered after the last close.
 inline constexpr size_t kPoolFiles = 1024;
+// Inodes of the store's file system that are left to RocksDB's files.
+inline constexpr uint64_t kSpareInodes = 256;
 inline constexpr size_t kIdleBackingsMax = 32 << 10;
 inline constexpr size_t kDescriptorCacheMax = 1024;
 // Freeing more 512-byte blocks than this may take long: not in a FUSE thread.
@@ -41,7 +41,15 @@ inline constexpr uint64_t kGrowthShare = 64;
 inline constexpr uint64_t kGrowthBytesMax = 256 << 20;
 // Below this share of free space, an unlink frees before it replies.
 inline constexpr uint64_t kShortSpaceShare = 8;
+// New files go to other nodes of a cluster when less than this share of the store's
+// device is free, or this much.
+inline constexpr uint64_t kSpillShare = 8;
+inline constexpr uint64_t kSpillBytesMax = uint64_t{16} << 30;
 inline constexpr size_t kDoomedFilesMax = 64 << 10;
+
+// fsck: findings of a kind that are shown, and names of a path.
+inline constexpr uint64_t kFsckFindingsMax = 100;
+inline constexpr size_t kFsckPathNamesMax = 4096;
 
 // Threads.
 inline constexpr int kIoThreads = 16;
@@ -59,6 +67,19 @@ inline constexpr size_t kRingLockWaitersMax = kRingEntriesMax - 512;
 inline constexpr size_t kClusterNodesMax = 4096;
 inline constexpr size_t kNodeAddressesMax = 16;
 inline constexpr size_t kNodeTextBytesMax = 255;
+inline constexpr size_t kKeepersMax = 7;
+inline constexpr uint32_t kNodeWeightMax = 10'000;
+inline constexpr uint32_t kNodeWeightDefault = 100;
+// Of an encoded map; one of 4,096 nodes with an address each has under 600 KiB.
+inline constexpr size_t kMapBytesMax = 4 << 20;
+// Nodes of a cluster that are lost, ever: each takes a part of the inode numbers.
+inline constexpr size_t kLossesMax = 255;
+// What waits for the thread of the membership.
+inline constexpr size_t kMemberEventsMax = 16 << 10;
+// Changes of the map that watchers have not been told yet.
+inline constexpr size_t kMapChangesMax = 64;
+// Old maps that a keeper makes deltas from; 0.3 MiB each.
+inline constexpr size_t kOldMapsMax = 8;
 
 // Durability: the WAL is synced at least this often.
 inline constexpr int kWalSyncMilliseconds = 1000;
@@ -76,13 +97,21 @@ inline constexpr size_t kHandshakesMax = 256;
 inline constexpr size_t kCallsMax = 64 << 10;
 // Requests of one peer that are not answered yet.
 inline constexpr size_t kPeerRequestsMax = 16 << 10;
+// Transactions of which a node still knows that they are over for it.
+inline constexpr size_t kTransactionsOverMax = 64 << 10;
+
+// The log of a daemon; as much again is kept of what was before.
+inline constexpr int64_t kLogBytesMax = 16 << 20;
 
 // Largest FUSE request.
 inline constexpr size_t kRequestBytesMax = 1 << 20;
 
 static_assert(kCounterBlock >= 4 * kPoolFiles);
+static_assert(kSpillShare >= kShortSpaceShare && kSpillShare < kGrowthShare);
+static_assert(kSpillBytesMax > kGrowthBytesMax);
 static_assert(kRingLockWaitersMax > 1000);
 static_assert(kCallPayloadBytesMax >= kRequestBytesMax);
+static_assert(kCallPayloadBytesMax >= kMapBytesMax);
 static_assert(kTokenBytesMax > 2 * kSeedsMax * (kHostBytesMax + 8));
 
 }  // namespace cfs

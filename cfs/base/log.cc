@@ -1,11 +1,17 @@
 #include "cfs/base/log.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <ctime>
-#include <string>
+
+#include "cfs/base/error.h"
+#include "cfs/base/limits.h"
+#include "cfs/base/unique_fd.h"
 
 namespace cfs {
 namespace {
@@ -38,6 +44,21 @@ void LogLine(LogLevel level, absl::string_view text) {
   if (write(STDERR_FILENO, line.data(), line.size()) < 0) {
     // Nowhere left to report to.
   }
+}
+
+absl::Status LogToFile(const std::string& file) {
+  const UniqueFd fd(
+      open(file.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd.valid() || dup2(fd.get(), STDERR_FILENO) < 0) return ErrnoStatus(file);
+  return absl::OkStatus();
+}
+
+void KeepLogSmall(const std::string& file) {
+  struct stat st;
+  if (fstat(STDERR_FILENO, &st) != 0 || st.st_size <= kLogBytesMax) return;
+  // ENOENT: renamed by a call that could not make the new one.
+  if (rename(file.c_str(), (file + ".1").c_str()) != 0 && errno != ENOENT) return;
+  LogToFile(file).IgnoreError();  // Goes on where it is; the next call tries again.
 }
 
 }  // namespace cfs

@@ -51,6 +51,14 @@ class LruCache {
     part.index.emplace(key, part.order.begin());
   }
 
+  void Clear() {
+    for (Part& part : parts_) {
+      MutexLock lock(&part.mutex);
+      part.index.clear();
+      part.order.clear();
+    }
+  }
+
   void Erase(const Key& key) {
     Part& part = PartOf(key);
     MutexLock lock(&part.mutex);

@@ -6,8 +6,8 @@
 #include <array>
 #include <initializer_list>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/types/span.h"
-#include "cfs/base/check.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/mutex.h"
 #include "cfs/base/types.h"
@@ -17,37 +17,35 @@ namespace cfs {
 class StripeLocks {
  public:
   Mutex& Of(InodeId ino) { return mutexes_[IndexOf(ino)]; }
+  Mutex& At(size_t stripe) { return mutexes_[stripe]; }
 
   // Holds the locks of some inodes (kNoInode entries are left out). They are
   // taken in ascending order, so any two holders may overlap without deadlock.
   // A thread holds at most one Hold at a time.
   class Hold {
    public:
+    // More than this are fine, and cost an allocation.
     static constexpr size_t kMax = 16;
 
-    // REQUIRES: at most kMax inodes.
     Hold(StripeLocks* locks, std::initializer_list<InodeId> inodes)
         : Hold(locks, absl::MakeConstSpan(inodes.begin(), inodes.size())) {}
     Hold(StripeLocks* locks, absl::Span<const InodeId> inodes) : locks_(locks) {
-      CFS_CHECK(inodes.size() <= kMax);
       for (InodeId ino : inodes) {
-        if (ino == kNoInode) continue;
-        indexes_[count_++] = IndexOf(ino);
+        if (ino != kNoInode) indexes_.push_back(IndexOf(ino));
       }
-      std::sort(indexes_.begin(), indexes_.begin() + count_);
-      count_ = std::unique(indexes_.begin(), indexes_.begin() + count_) - indexes_.begin();
-      for (size_t i = 0; i < count_; ++i) locks_->mutexes_[indexes_[i]].Lock();
+      std::sort(indexes_.begin(), indexes_.end());
+      indexes_.erase(std::unique(indexes_.begin(), indexes_.end()), indexes_.end());
+      for (const size_t i : indexes_) locks_->mutexes_[i].Lock();
     }
     ~Hold() {
-      while (count_ > 0) locks_->mutexes_[indexes_[--count_]].Unlock();
+      for (; !indexes_.empty(); indexes_.pop_back()) locks_->mutexes_[indexes_.back()].Unlock();
     }
     Hold(const Hold&) = delete;
     Hold& operator=(const Hold&) = delete;
 
    private:
     StripeLocks* const locks_;
-    std::array<size_t, kMax> indexes_;
-    size_t count_ = 0;
+    absl::InlinedVector<size_t, kMax> indexes_;
   };
 
  private:

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,6 +39,14 @@ void FillStandardDescriptors() {
   if (fd >= 0) close(fd);
 }
 
+// A token in the arguments would be seen in the list of processes.
+void HideTokens(int argc, char** argv) {
+  for (int i = 0; i < argc; ++i) {
+    char* const token = strstr(argv[i], "cfs1-");
+    if (token != nullptr) memset(token + 5, 'x', strlen(token + 5));
+  }
+}
+
 int Fail(const std::string& who, const absl::Status& status) {
   const std::string line = absl::StrReplaceAll(status.message(), {{"\n", " "}});
   fprintf(stderr, "%s: %s\n", who.c_str(), line.c_str());
@@ -63,13 +72,13 @@ Verb VersionVerb() {
 
 int RunCli(int argc, char** argv, RunNodeFn run_node) {
   FillStandardDescriptors();
-  const std::vector<Verb> verbs = {MountVerb(std::move(run_node)),
-                                   UmountVerb(),
-                                   StatusVerb(),
-                                   StatVerb(),
-                                   DoctorVerb(),
-                                   VersionVerb()};
+  const std::vector<Verb> verbs = {MountVerb(run_node), ServeVerb(std::move(run_node)),
+                                   UmountVerb(),        StatusVerb(),
+                                   NodesVerb(),         TokenVerb(),
+                                   StatVerb(),          FsckVerb(),
+                                   DoctorVerb(),        VersionVerb()};
   std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
+  HideTokens(argc, argv);
   std::string name = words.empty() ? "" : words.front();
   if (name == "--version") name = "version";
   if (name == "--help" || name == "-h" || name == "help") {

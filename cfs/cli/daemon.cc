@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "cfs/base/error.h"
 #include "cfs/base/log.h"
+#include "cfs/base/status_macros.h"
 #include "cfs/base/unique_fd.h"
 #include "cfs/cli/exit_code.h"
 
@@ -82,14 +83,12 @@ absl::Status RunAsDaemon(const std::string& log, const ServeFn& serve) {
 }
 
 absl::Status DetachFromTerminal(const std::string& log) {
-  const UniqueFd log_file(
-      open(log.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!log_file.valid()) return ErrnoStatus(log);
+  CFS_RETURN_IF_ERROR(LogToFile(log));
+  KeepLogSmall(log);
   const UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
   if (!null.valid()) return ErrnoStatus("/dev/null");
   dup2(null.get(), STDIN_FILENO);
   dup2(null.get(), STDOUT_FILENO);
-  dup2(log_file.get(), STDERR_FILENO);
   return chdir("/") == 0 ? absl::OkStatus() : ErrnoStatus("chdir /");
 }
 

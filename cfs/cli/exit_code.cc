@@ -2,9 +2,23 @@
 
 #include <sysexits.h>
 
+#include "absl/strings/cord.h"
+
 namespace cfs {
+namespace {
+
+constexpr char kWrongFound[] = "cfs/wrong-found";
+
+}  // namespace
+
+absl::Status WrongFound(absl::string_view message) {
+  absl::Status status(absl::StatusCode::kUnknown, message);
+  status.SetPayload(kWrongFound, absl::Cord());
+  return status;
+}
 
 int ExitCode(const absl::Status& status) {
+  if (status.GetPayload(kWrongFound)) return 1;
   switch (status.code()) {
     case absl::StatusCode::kOk:
       return EX_OK;

@@ -3,11 +3,15 @@
 #define CFS_CLI_EXIT_CODE_H_
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 
 namespace cfs {
 
-// A code of <sysexits.h>; cfs(1) lists them.
+// A code of <sysexits.h>, or that of WrongFound; cfs(1) lists them.
 int ExitCode(const absl::Status& status);
+
+// The verb has done its work and found what is wrong: 1.
+absl::Status WrongFound(absl::string_view message);
 
 }  // namespace cfs
 

@@ -12,8 +12,8 @@
 #include "cfs/base/error.h"
 #include "cfs/base/log.h"
 #include "cfs/base/status_macros.h"
-#include "cfs/cli/daemon.h"
 #include "cfs/cli/mounts.h"
+#include "cfs/cli/serve_options.h"
 #include "cfs/cli/verbs.h"
 
 namespace cfs {
@@ -21,11 +21,6 @@ namespace {
 
 // Layers of dead mounts that one mount point may have collected.
 constexpr int kDeadMountsMax = 64;
-
-struct Options {
-  NodeConfig config;
-  bool foreground = false;
-};
 
 bool ParseFeature(const std::string& value, Feature* feature) {
   if (value == "auto") return *feature = Feature::kAuto, true;
@@ -121,14 +116,6 @@ absl::Status RemoveDeadMounts(const std::string& mountpoint, absl::string_view o
   return CheckMountPoint(mountpoint, own_store);
 }
 
-absl::Status Serve(const Options& options, const RunNodeFn& run_node,
-                   std::function<void()> on_ready) {
-  CFS_ASSIGN_OR_RETURN(StoreDir store, StoreDir::Open(options.config.store_dir));
-  if (!options.foreground) CFS_RETURN_IF_ERROR(DetachFromTerminal(store.path() + "/cfs.log"));
-  CFS_RETURN_IF_ERROR(RemoveDeadMounts(options.config.mountpoint, store.path()));
-  return run_node(options.config, std::move(store), std::move(on_ready));
-}
-
 absl::StatusOr<std::string> ExistingMountPoint(const std::string& path) {
   auto resolved = ResolveMountPoint(path);
   if (ErrnoOf(resolved.status()) == ENOENT) {
@@ -138,48 +125,43 @@ absl::StatusOr<std::string> ExistingMountPoint(const std::string& path) {
   return resolved;
 }
 
-absl::Status RunMount(Options* options, const std::string& path, const RunNodeFn& run_node) {
+absl::Status RunMount(ServeOptions* options, const std::string& path, const RunNodeFn& run_node) {
   NodeConfig& config = options->config;
-  if (config.store_dir.empty()) {
-    CFS_ASSIGN_OR_RETURN(config.store_dir, DefaultStorePath());
-  }
   CFS_ASSIGN_OR_RETURN(config.mountpoint, ExistingMountPoint(path));
   CFS_RETURN_IF_ERROR(CheckMountPoint(config.mountpoint));
-  CFS_ASSIGN_OR_RETURN(config.store_dir, ResolveStorePath(config.store_dir));
+  CFS_RETURN_IF_ERROR(ResolveServeOptions(options));
   CFS_RETURN_IF_ERROR(CheckNesting(config.mountpoint, config.store_dir));
   CFS_RETURN_IF_ERROR(CheckFuseDevice());
-  if (options->foreground) return Serve(*options, run_node, [] {});
-  return RunAsDaemon(config.store_dir + "/cfs.log", [&](std::function<void()> on_ready) {
-    return Serve(*options, run_node, std::move(on_ready));
+  return RunServe(*options, run_node, [&config](const StoreDir& store) {
+    return RemoveDeadMounts(config.mountpoint, store.path());
   });
 }
 
 }  // namespace
 
 Verb MountVerb(RunNodeFn run_node) {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ServeOptions>();
   NodeConfig* config = &options->config;
   Verb verb;
   verb.name = "mount";
   verb.arguments = "MNT";
   verb.arguments_min = verb.arguments_max = 1;
   verb.summary = "Mounts cfs on the directory MNT and leaves a daemon that serves it.";
-  verb.options = {
-      {"store", 0, "DIR", "keep the data in DIR (default: $CFS_STORE, else /var/lib/cfs for root)",
-       [=](const std::string& value) {
-         config->store_dir = value;
-         return !value.empty();
-       }},
-      Flag("foreground", 'f', "stay in the foreground and log to stderr", &options->foreground),
-      {"io-uring", 0, "auto|on|off", "talk to the kernel over io_uring (default: auto)",
-       [=](const std::string& value) { return ParseFeature(value, &config->io_uring); }},
-      {"passthrough", 0, "auto|on|off", "let the kernel do file I/O itself (default: auto)",
-       [=](const std::string& value) { return ParseFeature(value, &config->passthrough); }},
-      {"locks", 0, "auto|kernel|daemon", "who keeps flock and fcntl locks (default: auto)",
-       [=](const std::string& value) { return ParseLocks(value, &config->locks); }},
-      {"options", 'o', "OPTION[,...]", "options for FUSE, such as allow_other or ro",
-       [=](const std::string& value) { return ParseFuseOptions(value, &config->fuse_options); }},
-  };
+  verb.options = CommonOptions(options.get());
+  for (Option& option : std::vector<Option>{
+           {"io-uring", 0, "auto|on|off", "talk to the kernel over io_uring (default: auto)",
+            [=](const std::string& value) { return ParseFeature(value, &config->io_uring); }},
+           {"passthrough", 0, "auto|on|off", "let the kernel do file I/O itself (default: auto)",
+            [=](const std::string& value) { return ParseFeature(value, &config->passthrough); }},
+           {"locks", 0, "auto|kernel|daemon", "who keeps flock and fcntl locks (default: auto)",
+            [=](const std::string& value) { return ParseLocks(value, &config->locks); }},
+           {"options", 'o', "OPTION[,...]", "options for FUSE, such as allow_other or ro",
+            [=](const std::string& value) {
+              return ParseFuseOptions(value, &config->fuse_options);
+            }},
+       }) {
+    verb.options.push_back(std::move(option));
+  }
   verb.run = [options, run_node = std::move(run_node)](const std::vector<std::string>& arguments) {
     return RunMount(options.get(), arguments[0], run_node);
   };

@@ -7,6 +7,7 @@
 #include "cfs/base/status_macros.h"
 #include "cfs/cli/mounts.h"
 #include "cfs/cli/report.h"
+#include "cfs/cli/stores.h"
 #include "cfs/cli/verbs.h"
 #include "cfs/server/control.h"
 
@@ -17,19 +18,6 @@ struct Options {
   std::string store;
   bool json = false;
 };
-
-// The store that is meant when nothing says which: the one that is mounted.
-absl::StatusOr<std::string> OnlyStore() {
-  CFS_ASSIGN_OR_RETURN(const std::vector<MountEntry> mounts, ReadMounts());
-  std::vector<std::string> stores;
-  for (const MountEntry& mount : mounts) {
-    if (mount.is_cfs()) stores.push_back(mount.store());
-  }
-  if (stores.empty()) return DefaultStorePath();
-  if (stores.size() == 1) return stores.front();
-  return absl::InvalidArgumentError(
-      absl::StrCat(stores.size(), " cfs are mounted; name one by its MNT or --store"));
-}
 
 absl::Status Status(const Options& options, const std::vector<std::string>& arguments) {
   std::string store = options.store;
@@ -49,9 +37,15 @@ absl::Status Status(const Options& options, const std::vector<std::string>& argu
                        ControlCall(store, {{"verb", "status"}}, kControlTimeout));
   if (!options.json) {
     // Most kinds of requests never come.
-    nlohmann::json& requests = reply["fuse"]["requests"];
+    nlohmann::json none = nlohmann::json::object();
+    nlohmann::json& requests = reply.contains("fuse") ? reply["fuse"]["requests"] : none;
     for (auto it = requests.begin(); it != requests.end();) {
       it = *it == 0 ? requests.erase(it) : std::next(it);
+    }
+    // `cfs nodes` shows them.
+    nlohmann::json& cluster = reply["cluster"];
+    if (const auto nodes = cluster.find("nodes"); nodes != cluster.end()) {
+      *nodes = nodes->size();
     }
   }
   PrintReply(std::move(reply), options.json);

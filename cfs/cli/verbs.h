@@ -11,15 +11,19 @@
 
 namespace cfs {
 
-// Serves `store` at the mount point until it is unmounted or the process is told
-// to end; calls on_ready once, when the mount is usable.
+// Serves `store` until it is unmounted or the process is told to end; calls
+// on_ready once, from any thread, when the node is usable.
 using RunNodeFn = std::function<absl::Status(const NodeConfig& config, StoreDir store,
                                              std::function<void()> on_ready)>;
 
 Verb MountVerb(RunNodeFn run_node);
+Verb ServeVerb(RunNodeFn run_node);
 Verb UmountVerb();
 Verb StatusVerb();
+Verb NodesVerb();
+Verb TokenVerb();
 Verb StatVerb();
+Verb FsckVerb();
 Verb DoctorVerb();
 Verb VersionVerb();
 

@@ -186,7 +186,7 @@ void Mount::Init(fuse_conn_info* conn) {
     absl::StrAppend(&granted, granted.empty() ? "" : ",", capability.name);
   }
   fuse_unset_feature_flag(conn, FUSE_CAP_WRITEBACK_CACHE);
-  abilities_.daemon_locks = config_.locks == LockMode::kDaemon;
+  abilities_.daemon_locks = config_.locks == LockMode::kDaemon || shared_;
   if (!abilities_.daemon_locks) {
     // One node: the kernel sees every lock itself.
     fuse_unset_feature_flag(conn, FUSE_CAP_POSIX_LOCKS);
@@ -263,16 +263,21 @@ void Mount::AwaitSoon() {
   spinning_.store(false, std::memory_order_release);
 }
 
+thread_local fuse_buf* Mount::request_buffer_ = nullptr;
+
 void Mount::Work() {
   NameThread("cfs-fuse");
   fuse_buf buffer{};
+  request_buffer_ = &buffer;
   while (!fuse_session_exited(session_)) {
     AwaitSoon();
     const int received = fuse_session_receive_buf(session_, &buffer);
     if (received == -EINTR || received == -EAGAIN) continue;
     if (received <= 0) {
       // ECONNABORTED: the end came while a last request was being read.
-      if (received < 0 && received != -ECONNABORTED) error_.store(-received, std::memory_order_relaxed);
+      if (received < 0 && received != -ECONNABORTED) {
+        error_.store(-received, std::memory_order_relaxed);
+      }
       break;
     }
     fuse_session_process_buf(session_, &buffer);
@@ -345,10 +350,19 @@ void Mount::ListingChanged(InodeId dir) {
 
 void Mount::FillOpen(const OpenResult& open, fuse_file_info* info) {
   info->fh = static_cast<uint64_t>(open.handle);
-  info->backing_id = passthrough_->Acquire(open.ino, open.registration,
-                                           [&] { return fs_->OpenBacking(open.backing); });
   // With locks in the kernel, close(2) has nothing to tell us.
   info->noflush = !abilities_.daemon_locks;
+  if (open.remote) {
+    info->direct_io = 1;
+    // Those within the file need not wait for each other; the home writes each at
+    // once.
+    info->parallel_direct_writes = 1;
+    return;
+  }
+  info->backing_id = passthrough_->Acquire(open.ino, open.registration,
+                                           [&] { return fs_->OpenBacking(open.backing); });
+  // Pages of ours would miss what other nodes write.
+  info->direct_io = shared_ && info->backing_id == 0;
 }
 
 nlohmann::json Mount::Status() {

@@ -38,7 +38,8 @@ class Mount final : public KernelCache {
   };
 
   // `fs` outlives the mount.
-  Mount(const NodeConfig& config, FileSystem* fs) : config_(config), fs_(fs) {}
+  Mount(const NodeConfig& config, FileSystem* fs)
+      : config_(config), fs_(fs), shared_(fs->IsShared()) {}
   ~Mount() override;
 
   // Mounts, and finds out what the kernel gives. UNAVAILABLE for a feature that
@@ -55,6 +56,9 @@ class Mount final : public KernelCache {
   void DetachLazily();
   // Ends it now: users get ENOTCONN.
   void Abort();
+
+  // The kernel keeps nothing for longer than an operation.
+  bool shared() const { return shared_; }
 
   nlohmann::json Status();
 
@@ -80,6 +84,7 @@ class Mount final : public KernelCache {
   Abilities abilities_;
   fuse_session* session_ = nullptr;
   FileSystem* const fs_;
+  const bool shared_;
   bool initialized_ = false;
   std::unique_ptr<BackingRegistry> registry_;
   // Held while a pool file is registered, so that the device is not closed (and
@@ -90,6 +95,9 @@ class Mount final : public KernelCache {
   ListedDirectories listed_;
   FuseCounters counters_;
   std::vector<std::thread> threads_;
+  // What the calling thread reads requests into; null on ring threads. Whoever
+  // takes its memory leaves null there.
+  static thread_local fuse_buf* request_buffer_;
   std::atomic<int> error_{0};
   std::atomic<bool> spinning_{false};
   std::atomic<int> spin_skips_{0};  // Relaxed: how often AwaitSoon does nothing.

@@ -78,6 +78,50 @@ FileLock LockOf(const struct flock& lock, int32_t pid) {
   return result;
 }
 
+// The data of a WRITE, wherever libfuse has it.
+class RequestData final : public WriteSource {
+ public:
+  // `buffer`, if any, is that of the thread, in which the request may be.
+  RequestData(fuse_bufvec* source, fuse_buf* buffer) : source_(source), buffer_(buffer) {}
+
+  size_t size() const override { return fuse_buf_size(source_); }
+  absl::StatusOr<size_t> WriteTo(int fd, uint64_t offset) override {
+    fuse_bufvec target = FUSE_BUFVEC_INIT(size());
+    target.buf[0].flags = static_cast<fuse_buf_flags>(FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK);
+    target.buf[0].fd = fd;
+    target.buf[0].pos = static_cast<off_t>(offset);
+    return Copy(&target);
+  }
+  absl::StatusOr<std::shared_ptr<char[]>> Take() override {
+    // libfuse makes itself another one, of 1 MiB and a page.
+    constexpr size_t kTakenMin = 512 << 10;
+    char* const mem = static_cast<char*>(source_->buf[0].mem);
+    if (buffer_ != nullptr && source_->count == 1 && size() >= kTakenMin &&
+        !(source_->buf[0].flags & FUSE_BUF_IS_FD) && mem >= buffer_->mem &&
+        mem + size() <= static_cast<char*>(buffer_->mem) + buffer_->size) {
+      const std::shared_ptr<void> whole(std::exchange(buffer_->mem, nullptr), free);
+      return std::shared_ptr<char[]>(whole, mem);
+    }
+    std::shared_ptr<char[]> bytes(new char[size()]);
+    fuse_bufvec target = FUSE_BUFVEC_INIT(size());
+    target.buf[0].mem = bytes.get();
+    const absl::StatusOr<size_t> copied = Copy(&target);
+    if (!copied.ok()) return copied.status();
+    if (*copied != size()) return PosixError(EIO);
+    return bytes;
+  }
+
+ private:
+  absl::StatusOr<size_t> Copy(fuse_bufvec* target) {
+    const ssize_t copied = fuse_buf_copy(target, source_, static_cast<fuse_buf_copy_flags>(0));
+    if (copied < 0) return PosixError(static_cast<int>(-copied));
+    return static_cast<size_t>(copied);
+  }
+
+  fuse_bufvec* const source_;
+  fuse_buf* const buffer_;
+};
+
 }  // namespace
 
 struct Handlers {
@@ -215,7 +259,7 @@ struct Handlers {
           stx.stx_btime = stamp(attr->btime);
           stx.stx_rdev_major = major(st.st_rdev);
           stx.stx_rdev_minor = minor(st.st_rdev);
-          reply.Statx(&stx, AttrSeconds(*attr));
+          reply.Statx(&stx, *attr);
         });
   }
 #endif
@@ -289,7 +333,10 @@ struct Handlers {
 
   // ENOSYS: the kernel needs no handle of a directory, here or ever after, and
   // caches what it lists.
-  static void OpenDir(fuse_req_t req, fuse_ino_t, fuse_file_info*) { Reply(req).Errno(ENOSYS); }
+  static void OpenDir(fuse_req_t req, fuse_ino_t, fuse_file_info* info) {
+    if (Of(req)->shared()) return Reply(req).Open(*info);
+    Reply(req).Errno(ENOSYS);
+  }
 
   static void List(fuse_req_t req, fuse_ino_t dir, size_t size, off_t offset, bool plus) {
     // What libfuse puts before a name, with and without attributes.
@@ -312,7 +359,7 @@ struct Handlers {
                    const bool dots = e.name == "." || e.name == "..";
                    // The kernel counts no lookup for the dots, and takes nodeid
                    // 0 for "no attributes".
-                   if (listed.has_attr && !dots) entry = EntryOf(listed.attr);
+                   if (listed.has_attr && !dots) entry = reply.EntryOf(listed.attr);
                    entry.attr.st_ino = Raw(e.ino);
                    entry.attr.st_mode = static_cast<mode_t>(e.type) << 12;
                    if (listed.has_attr) entry.attr.st_mode = listed.attr.st.st_mode;
@@ -378,7 +425,7 @@ struct Handlers {
     FileSystem* const fs = Begin(req, FuseOp::release);
     // The mode first: once the file system lets go, the inode may be opened in
     // another.
-    Of(req)->passthrough_->Release(InodeId(ino));
+    if (!fs->IsRemote(HandleOf(info))) Of(req)->passthrough_->Release(InodeId(ino));
     fs->Release(HandleOf(info));
     Reply(req).Errno(0);
   }
@@ -396,7 +443,10 @@ struct Handlers {
         ->Read(HandleOf(info), static_cast<uint64_t>(offset), size,
                [mount = Of(req), reply = Reply(req)](absl::StatusOr<ReadResult> read) mutable {
                  if (!read.ok()) return reply.Status(read.status());
-                 if (read->size == 0) return reply.Bytes("");
+                 if (read->bytes != nullptr || read->size == 0) {
+                   mount->counters_.read_bytes.fetch_add(read->size, std::memory_order_relaxed);
+                   return reply.Bytes({read->bytes, read->size});
+                 }
                  fuse_bufvec data = FUSE_BUFVEC_INIT(read->size);
                  data.buf[0].flags =
                      static_cast<fuse_buf_flags>(FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK);
@@ -409,24 +459,18 @@ struct Handlers {
 
   static void WriteBuf(fuse_req_t req, fuse_ino_t, fuse_bufvec* source, off_t offset,
                        fuse_file_info* info) {
+    RequestData data(source, Mount::request_buffer_);
+    // What the kernel has in its cache it writes to where it belongs, whatever the
+    // descriptor says.
+    const WriteMode mode{.append = (info->flags & O_APPEND) != 0 && !info->writepage,
+                         .kill_privileges = info->kill_suidgid != 0};
     Begin(req, FuseOp::write)
-        ->Write(
-            HandleOf(info), static_cast<uint64_t>(offset), info->kill_suidgid,
-            [source](int fd, uint64_t at) -> absl::StatusOr<size_t> {
-              fuse_bufvec target = FUSE_BUFVEC_INIT(fuse_buf_size(source));
-              target.buf[0].flags = static_cast<fuse_buf_flags>(FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK);
-              target.buf[0].fd = fd;
-              target.buf[0].pos = static_cast<off_t>(at);
-              const ssize_t copied =
-                  fuse_buf_copy(&target, source, static_cast<fuse_buf_copy_flags>(0));
-              if (copied < 0) return PosixError(static_cast<int>(-copied));
-              return static_cast<size_t>(copied);
-            },
-            [mount = Of(req), reply = Reply(req)](absl::StatusOr<size_t> written) mutable {
-              if (!written.ok()) return reply.Status(written.status());
-              mount->counters_.write_bytes.fetch_add(*written, std::memory_order_relaxed);
-              reply.Written(*written);
-            });
+        ->Write(HandleOf(info), static_cast<uint64_t>(offset), mode, &data,
+                [mount = Of(req), reply = Reply(req)](absl::StatusOr<size_t> written) mutable {
+                  if (!written.ok()) return reply.Status(written.status());
+                  mount->counters_.write_bytes.fetch_add(*written, std::memory_order_relaxed);
+                  reply.Written(*written);
+                });
   }
 
   static void Fallocate(fuse_req_t req, fuse_ino_t, int mode, off_t offset, off_t length,

@@ -12,6 +12,7 @@
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
 #include "cfs/fuse/kernel_order.h"
+#include "cfs/fuse/mount.h"
 #include "cfs/server/file_system.h"
 
 namespace cfs {
@@ -22,21 +23,6 @@ inline constexpr double kForeverSeconds = 1e9;
 // One tick, the granularity of time stamps. Spares a new file's first write a
 // GETATTR.
 inline constexpr double kTickSeconds = 0.004;
-
-inline double AttrSeconds(const Attr& attr) {
-  return attr.stable ? kForeverSeconds : attr.fresh ? kTickSeconds : 0;
-}
-
-inline fuse_entry_param EntryOf(const Attr& attr) {
-  fuse_entry_param entry{};
-  entry.ino = attr.st.st_ino;
-  // Inode numbers are never used again.
-  entry.generation = 1;
-  entry.attr = attr.st;
-  entry.attr_timeout = AttrSeconds(attr);
-  entry.entry_timeout = kForeverSeconds;
-  return entry;
-}
 
 // Owns a request until it is answered. Move-only; each answer consumes it, and
 // a request that is dropped without one stops the process in a test.
@@ -53,19 +39,34 @@ class Reply {
   // Not consumed: for what libfuse offers on a request in flight.
   fuse_req_t request() const { return req_; }
 
+  // Of an entry that is replied, alone or in a listing.
+  fuse_entry_param EntryOf(const Attr& attr) const {
+    fuse_entry_param entry{};
+    entry.ino = attr.st.st_ino;
+    // Inode numbers are never used again.
+    entry.generation = 1;
+    entry.attr = attr.st;
+    entry.attr_timeout = AttrSeconds(attr);
+    entry.entry_timeout = EntrySeconds();
+    return entry;
+  }
+
   void Errno(int err) { fuse_reply_err(Take(), err); }
   void Status(const absl::Status& status) { fuse_reply_err(Take(), ErrnoOf(status)); }
   // The name does not exist, and the kernel may remember that.
   void NoEntry() {
     fuse_entry_param entry{};
-    entry.entry_timeout = kForeverSeconds;
+    entry.entry_timeout = EntrySeconds();
     fuse_reply_entry(Take(), &entry);
   }
   void Entry(const Attr& attr) {
     const fuse_entry_param entry = EntryOf(attr);
     fuse_reply_entry(Take(), &entry);
   }
-  void Attributes(const Attr& attr) { fuse_reply_attr(Take(), &attr.st, AttrSeconds(attr)); }
+  void Attributes(const Attr& attr) {
+    const double seconds = AttrSeconds(attr);
+    fuse_reply_attr(Take(), &attr.st, seconds);
+  }
   void Open(const fuse_file_info& info) { fuse_reply_open(Take(), &info); }
   void Create(const Attr& attr, const fuse_file_info& info) {
     const fuse_entry_param entry = EntryOf(attr);
@@ -82,10 +83,20 @@ class Reply {
   void Offset(uint64_t offset) { fuse_reply_lseek(Take(), static_cast<off_t>(offset)); }
   void Lock(const struct flock& lock) { fuse_reply_lock(Take(), &lock); }
 #ifdef CFS_FUSE_HAS_STATX
-  void Statx(struct statx* stx, double seconds) { fuse_reply_statx(Take(), 0, stx, seconds); }
+  void Statx(struct statx* stx, const Attr& attr) {
+    const double seconds = AttrSeconds(attr);
+    fuse_reply_statx(Take(), 0, stx, seconds);
+  }
 #endif
 
  private:
+  bool shared() const { return static_cast<const Mount*>(fuse_req_userdata(req_))->shared(); }
+  double EntrySeconds() const { return shared() ? 0 : kForeverSeconds; }
+  double AttrSeconds(const Attr& attr) const {
+    if (shared()) return 0;
+    return attr.stable ? kForeverSeconds : attr.fresh ? kTickSeconds : 0;
+  }
+
   fuse_req_t Take() {
     CFS_CHECK(req_ != nullptr);
     BeforeReply();

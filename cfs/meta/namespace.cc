@@ -21,12 +21,15 @@ uint8_t TypeOf(uint32_t mode) { return static_cast<uint8_t>(IFTODT(mode)); }
 
 absl::Status CheckName(absl::string_view name) {
   if (name.size() > kNameBytesMax) return PosixError(ENAMETOOLONG);
-  if (name.empty() || name == "." || name == "..") return PosixError(EINVAL);
+  if (name.empty() || name == "." || name == ".." ||
+      name.find_first_of(absl::string_view("/\0", 2)) != absl::string_view::npos) {
+    return PosixError(EINVAL);
+  }
   return absl::OkStatus();
 }
 
 absl::Status Namespace::Format(uint32_t uid, uint32_t gid) {
-  StripeLocks::Hold hold(&shard_->locks(), {kRootInode});
+  StripeLocks::Hold hold(&records_->locks(), {kRootInode});
   const timespec now = clock_->Now();
   InodeRecord root;
   root.mode = S_IFDIR | 0755;
@@ -35,29 +38,29 @@ absl::Status Namespace::Format(uint32_t uid, uint32_t gid) {
   root.gid = gid;
   root.atime = root.mtime = root.ctime = root.btime = now;
   root.parent = kRootInode;
-  Shard::Update update(shard_);
+  Records::Update update(records_, Records::Update::Purpose::kRequested);
   update.PutInode(kRootInode, root);
   return update.Commit();
 }
 
 absl::StatusOr<InodeRecord> Namespace::GetDirectory(InodeId dir) {
-  CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(dir));
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, records_->GetInode(dir));
   if (!record.IsDirectory()) return PosixError(ENOTDIR);
   if (record.nlink == 0) return NotFound();  // Removed, but still somebody's.
   return record;
 }
 
 absl::StatusOr<InodeId> Namespace::Peek(InodeId dir, absl::string_view name) {
-  StripeLocks::Hold hold(&shard_->locks(), {dir});
-  const auto dentry = shard_->GetDentry(dir, name);
+  StripeLocks::Hold hold(&records_->locks(), {dir});
+  const auto dentry = records_->GetDentry(dir, name);
   if (dentry.ok()) return dentry->ino;
   if (absl::IsNotFound(dentry.status())) return kNoInode;
   return dentry.status();
 }
 
 absl::Status Namespace::ChangeBucket(InodeId dir, int entries, int subdirs, const timespec& now,
-                                     Shard::Update* update) {
-  CFS_ASSIGN_OR_RETURN(BucketRecord bucket, shard_->GetBucket(dir));
+                                     Records::Update* update) {
+  CFS_ASSIGN_OR_RETURN(BucketRecord bucket, records_->GetBucket(dir));
   if ((entries < 0 && bucket.entries == 0) || (subdirs < 0 && bucket.subdirs == 0)) {
     return absl::DataLossError("bucket counts fewer entries than there are");
   }
@@ -69,7 +72,7 @@ absl::Status Namespace::ChangeBucket(InodeId dir, int entries, int subdirs, cons
 }
 
 absl::Status Namespace::Inherit(const Caller& caller, InodeId dir, const InodeRecord& parent,
-                                NewInode* inode, Shard::Update* update) {
+                                NewInode* inode, Records::Update* update) {
   InodeRecord& r = inode->record;
   r.uid = caller.uid;
   r.gid = caller.gid;
@@ -77,12 +80,17 @@ absl::Status Namespace::Inherit(const Caller& caller, InodeId dir, const InodeRe
     r.gid = parent.gid;
     if (r.IsDirectory()) r.mode |= S_ISGID;
   }
+  if (r.IsDirectory() && parent.xattr_list_bytes > 0) {
+    const auto placement = records_->GetXattr(dir, kPlacementXattr);
+    if (!placement.ok() && !absl::IsNotFound(placement.status())) return placement.status();
+    if (placement.ok()) AddXattr(inode->ino, kPlacementXattr, *placement, &r, update);
+  }
   if (S_ISLNK(r.mode)) return absl::OkStatus();
   if (!(parent.flags & kHasDefaultAcl)) {
     r.mode &= ~(caller.umask & 0777u);
     return absl::OkStatus();
   }
-  CFS_ASSIGN_OR_RETURN(const std::string xattr, shard_->GetXattr(dir, kDefaultAclXattr));
+  CFS_ASSIGN_OR_RETURN(const std::string xattr, records_->GetXattr(dir, kDefaultAclXattr));
   CFS_ASSIGN_OR_RETURN(Acl acl, Acl::Parse(xattr));
   if (r.IsDirectory()) {
     AddXattr(inode->ino, kDefaultAclXattr, xattr, &r, update);
@@ -99,14 +107,14 @@ absl::Status Namespace::Inherit(const Caller& caller, InodeId dir, const InodeRe
 absl::StatusOr<InodeRecord> Namespace::Create(const Caller& caller, InodeId dir,
                                               absl::string_view name, NewInode inode) {
   CFS_RETURN_IF_ERROR(CheckName(name));
-  StripeLocks::Hold hold(&shard_->locks(), {dir, inode.ino});
+  StripeLocks::Hold hold(&records_->locks(), {dir, inode.ino});
   CFS_ASSIGN_OR_RETURN(const InodeRecord parent, GetDirectory(dir));
-  const auto existing = shard_->GetDentry(dir, name);
+  const auto existing = records_->GetDentry(dir, name);
   if (existing.ok()) return PosixError(EEXIST);
   if (!absl::IsNotFound(existing.status())) return existing.status();
 
-  const timespec now = clock_->Now();
-  Shard::Update update(shard_);
+  const timespec now = inode.now.value_or(clock_->Now());
+  Records::Update update(records_, Records::Update::Purpose::kRequested);
   CFS_RETURN_IF_ERROR(Inherit(caller, dir, parent, &inode, &update));
   InodeRecord& r = inode.record;
   const bool is_directory = r.IsDirectory();
@@ -123,13 +131,13 @@ absl::StatusOr<InodeRecord> Namespace::Create(const Caller& caller, InodeId dir,
 
 absl::StatusOr<InodeRecord> Namespace::CreateOrphan(const Caller& caller, InodeId dir,
                                                     NewInode inode) {
-  StripeLocks::Hold hold(&shard_->locks(), {dir, inode.ino});
+  StripeLocks::Hold hold(&records_->locks(), {dir, inode.ino});
   CFS_ASSIGN_OR_RETURN(const InodeRecord parent, GetDirectory(dir));
-  Shard::Update update(shard_);
+  Records::Update update(records_, Records::Update::Purpose::kRequested);
   CFS_RETURN_IF_ERROR(Inherit(caller, dir, parent, &inode, &update));
   InodeRecord& r = inode.record;
   r.nlink = 0;
-  r.atime = r.mtime = r.ctime = r.btime = clock_->Now();
+  r.atime = r.mtime = r.ctime = r.btime = inode.now.value_or(clock_->Now());
   update.PutInode(inode.ino, r);
   update.PutQueue(QueueKind::kOrphan, inode.ino, r.backing);
   if (inode.open_mark) update.PutQueue(QueueKind::kOpen, inode.ino, r.backing);
@@ -139,17 +147,21 @@ absl::StatusOr<InodeRecord> Namespace::CreateOrphan(const Caller& caller, InodeI
 
 absl::StatusOr<InodeRecord> Namespace::Link(InodeId ino, InodeId dir, absl::string_view name) {
   CFS_RETURN_IF_ERROR(CheckName(name));
-  StripeLocks::Hold hold(&shard_->locks(), {dir, ino});
+  StripeLocks::Hold hold(&records_->locks(), {dir, ino});
   CFS_RETURN_IF_ERROR(GetDirectory(dir).status());
-  CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(ino));
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, records_->GetInode(ino));
   if (record.IsDirectory()) return PosixError(EPERM);
   if (record.nlink >= kLinksMax) return PosixError(EMLINK);
-  const auto existing = shard_->GetDentry(dir, name);
+  // Only what O_TMPFILE made may get a name again; the kernel of another node may
+  // not know yet that there is none.
+  if (record.nlink == 0 && !record.IsRegular()) return NotFound();
+  if (record.nlink == 0 && !uses_->MayLink(ino)) return Busy();
+  const auto existing = records_->GetDentry(dir, name);
   if (existing.ok()) return PosixError(EEXIST);
   if (!absl::IsNotFound(existing.status())) return existing.status();
 
   const timespec now = clock_->Now();
-  Shard::Update update(shard_);
+  Records::Update update(records_, Records::Update::Purpose::kRequested);
   // The kernel lets only O_TMPFILE files come back from no link at all.
   if (record.nlink == 0) update.DeleteQueue(QueueKind::kOrphan, ino);
   ++record.nlink;
@@ -162,10 +174,10 @@ absl::StatusOr<InodeRecord> Namespace::Link(InodeId ino, InodeId dir, absl::stri
 }
 
 absl::Status Namespace::EraseInode(InodeId ino, const InodeRecord& record, bool marked,
-                                   Shard::Update* update) {
+                                   Records::Update* update) {
   update->DeleteInode(ino);
   if (record.xattr_list_bytes > 0) {
-    CFS_ASSIGN_OR_RETURN(const std::vector<std::string> names, shard_->ListXattrs(ino));
+    CFS_ASSIGN_OR_RETURN(const std::vector<std::string> names, records_->ListXattrs(ino));
     for (const std::string& name : names) update->DeleteXattr(ino, name);
   }
   if (record.IsDirectory()) update->DeleteBucket(ino);
@@ -175,7 +187,7 @@ absl::Status Namespace::EraseInode(InodeId ino, const InodeRecord& record, bool 
 }
 
 absl::Status Namespace::DropLink(InodeId ino, InodeRecord record, const timespec& now,
-                                 Shard::Update* update, Removed* removed) {
+                                 Records::Update* update, Removed* removed) {
   if (record.nlink == 0) return absl::DataLossError("name of an inode without links");
   --record.nlink;
   record.ctime = now;
@@ -183,7 +195,7 @@ absl::Status Namespace::DropLink(InodeId ino, InodeRecord record, const timespec
     update->PutInode(ino, std::move(record));
     return absl::OkStatus();
   }
-  const InodeUse use = uses_->UseOf(ino);
+  const InodeUse use = uses_->UseOf(ino, record);
   removed->ino = ino;
   removed->record = record;
   // Nobody tells us of opens of FIFOs and the like: they stay until forgotten.
@@ -197,7 +209,7 @@ absl::Status Namespace::DropLink(InodeId ino, InodeRecord record, const timespec
 }
 
 void Namespace::OrphanDirectory(InodeId ino, InodeRecord record, const timespec& now,
-                                Shard::Update* update, Removed* removed) {
+                                Records::Update* update, Removed* removed) {
   record.nlink = 0;
   record.ctime = now;
   *removed = {ino, /*orphaned=*/true, record};
@@ -205,7 +217,7 @@ void Namespace::OrphanDirectory(InodeId ino, InodeRecord record, const timespec&
   update->PutInode(ino, std::move(record));
 }
 
-absl::Status Namespace::Commit(const Removed& removed, Shard::Update* update) {
+absl::Status Namespace::Commit(const Removed& removed, Records::Update* update) {
   CFS_RETURN_IF_ERROR(update->Commit());
   if (removed.ino != kNoInode) uses_->OnRemoved(removed);
   return absl::OkStatus();
@@ -216,18 +228,20 @@ absl::StatusOr<Removed> Namespace::Unlink(InodeId dir, absl::string_view name) {
   for (;;) {
     CFS_ASSIGN_OR_RETURN(const InodeId ino, Peek(dir, name));
     if (ino == kNoInode) return NotFound();
-    StripeLocks::Hold hold(&shard_->locks(), {dir, ino});
-    const auto dentry = shard_->GetDentry(dir, name);
+    StripeLocks::Hold hold(&records_->locks(), {dir, ino});
+    const auto dentry = records_->GetDentry(dir, name);
     if (!dentry.ok()) return dentry.status();
     if (dentry->ino != ino) continue;  // Replaced between Peek and the lock.
-    CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(ino));
-    if (record.IsDirectory()) return PosixError(EISDIR);
+    absl::StatusOr<InodeRecord> record = records_->GetInode(ino);
+    const bool lost = absl::IsNotFound(record.status());
+    if (!lost) CFS_RETURN_IF_ERROR(record.status());
+    if (lost ? dentry->type == DT_DIR : record->IsDirectory()) return PosixError(EISDIR);
     const timespec now = clock_->Now();
-    Shard::Update update(shard_);
+    Records::Update update(records_, Records::Update::Purpose::kRequested);
     Removed removed;
     update.DeleteDentry(dir, name);
     CFS_RETURN_IF_ERROR(ChangeBucket(dir, -1, 0, now, &update));
-    CFS_RETURN_IF_ERROR(DropLink(ino, std::move(record), now, &update, &removed));
+    if (!lost) CFS_RETURN_IF_ERROR(DropLink(ino, *std::move(record), now, &update, &removed));
     CFS_RETURN_IF_ERROR(Commit(removed, &update));
     return removed;
   }
@@ -238,29 +252,44 @@ absl::StatusOr<Removed> Namespace::RemoveDirectory(InodeId dir, absl::string_vie
   for (;;) {
     CFS_ASSIGN_OR_RETURN(const InodeId ino, Peek(dir, name));
     if (ino == kNoInode) return NotFound();
-    StripeLocks::Hold hold(&shard_->locks(), {dir, ino});
-    const auto dentry = shard_->GetDentry(dir, name);
+    StripeLocks::Hold hold(&records_->locks(), {dir, ino});
+    const auto dentry = records_->GetDentry(dir, name);
     if (!dentry.ok()) return dentry.status();
     if (dentry->ino != ino) continue;
-    CFS_ASSIGN_OR_RETURN(InodeRecord record, GetDirectory(ino));
-    CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, shard_->GetBucket(ino));
-    if (bucket.entries > 0) return PosixError(ENOTEMPTY);
+    const bool lost = absl::IsNotFound(records_->GetInode(ino).status());
+    if (lost && dentry->type != DT_DIR) return PosixError(ENOTDIR);
+    InodeRecord record;
+    if (!lost) {
+      CFS_ASSIGN_OR_RETURN(record, GetDirectory(ino));
+      CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, records_->GetBucket(ino));
+      if (bucket.entries > 0) return PosixError(ENOTEMPTY);
+    }
     const timespec now = clock_->Now();
-    Shard::Update update(shard_);
+    Records::Update update(records_, Records::Update::Purpose::kRequested);
     Removed removed;
     update.DeleteDentry(dir, name);
     CFS_RETURN_IF_ERROR(ChangeBucket(dir, -1, -1, now, &update));
-    OrphanDirectory(ino, std::move(record), now, &update, &removed);
+    if (!lost) OrphanDirectory(ino, std::move(record), now, &update, &removed);
     CFS_RETURN_IF_ERROR(Commit(removed, &update));
     return removed;
   }
 }
 
 absl::StatusOr<bool> Namespace::IsBelow(InodeId dir, InodeId ancestor) {
-  // directory_moves_ is held: no parent changes on the way up.
+  // directory_moves_ is held: no parent changes on the way up. But what a
+  // transaction has read one after the other, while others moved them, may go
+  // round for ever; it finds out that this was never so (Brent's cycle detection).
+  InodeId seen = kNoInode;
+  uint64_t steps = 0, steps_max = 1;
   for (InodeId at = dir; at != kRootInode;) {
     if (at == ancestor) return true;
-    StripeLocks::Hold hold(&shard_->locks(), {at});
+    if (at == seen) return absl::DataLossError("directories are below each other");
+    if (++steps == steps_max) {
+      seen = at;
+      steps = 0;
+      steps_max *= 2;
+    }
+    StripeLocks::Hold hold(&records_->locks(), {at});
     CFS_ASSIGN_OR_RETURN(const InodeRecord record, GetDirectory(at));
     at = record.parent;
   }
@@ -308,11 +337,12 @@ absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
   if (across) {
     for (InodeId ino : {from_ino, exchange ? to_ino : kNoInode}) {
       if (ino == kNoInode) continue;
-      StripeLocks::Hold hold(&shard_->locks(), {ino});
-      const auto record = shard_->GetInode(ino);
+      StripeLocks::Hold hold(&records_->locks(), {ino});
+      const auto record = records_->GetInode(ino);
       if (record.ok() && record->IsDirectory()) moves_directory = true;
     }
   }
+  if (moves_directory && !alone_) return NotOwned();
   MaybeLock moves(moves_directory ? &directory_moves_ : nullptr);
   if (moves_directory) {
     CFS_ASSIGN_OR_RETURN(const bool into_itself, IsBelow(to_dir, from_ino));
@@ -323,9 +353,9 @@ absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
     }
   }
 
-  StripeLocks::Hold hold(&shard_->locks(), {from_dir, to_dir, from_ino, to_ino});
-  const auto from = shard_->GetDentry(from_dir, from_name);
-  const auto to = shard_->GetDentry(to_dir, to_name);
+  StripeLocks::Hold hold(&records_->locks(), {from_dir, to_dir, from_ino, to_ino});
+  const auto from = records_->GetDentry(from_dir, from_name);
+  const auto to = records_->GetDentry(to_dir, to_name);
   if (!from.ok() && !absl::IsNotFound(from.status())) return from.status();
   if (!to.ok() && !absl::IsNotFound(to.status())) return to.status();
   if ((from.ok() ? from->ino : kNoInode) != from_ino || (to.ok() ? to->ino : kNoInode) != to_ino) {
@@ -333,11 +363,13 @@ absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
     return Renamed{};
   }
   CFS_RETURN_IF_ERROR(GetDirectory(to_dir).status());
-  CFS_ASSIGN_OR_RETURN(InodeRecord source, shard_->GetInode(from_ino));
+  absl::StatusOr<InodeRecord> moved = records_->GetInode(from_ino);
+  if (absl::IsNotFound(moved.status())) return PosixError(EIO, "the inode is lost");
+  CFS_ASSIGN_OR_RETURN(InodeRecord source, std::move(moved));
   if (!across) CFS_CHECK(!moves_directory);
 
   const timespec now = clock_->Now();
-  Shard::Update update(shard_);
+  Records::Update update(records_, Records::Update::Purpose::kRequested);
   Renamed renamed;
   Removed& removed = renamed.removed;
   const int source_dir = source.IsDirectory() ? 1 : 0;
@@ -355,7 +387,12 @@ absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
     if (flags & RENAME_NOREPLACE) return PosixError(EEXIST);
     // Two names of one inode: POSIX says to do nothing.
     if (to_ino == from_ino) return renamed;
-    CFS_ASSIGN_OR_RETURN(InodeRecord target, shard_->GetInode(to_ino));
+    absl::StatusOr<InodeRecord> replaced = records_->GetInode(to_ino);
+    const bool lost = absl::IsNotFound(replaced.status());
+    if (!lost) CFS_RETURN_IF_ERROR(replaced.status());
+    if (lost && exchange) return PosixError(EIO, "the inode is lost");
+    InodeRecord target = lost ? InodeRecord() : *std::move(replaced);
+    if (lost) target.mode = DTTOIF(to->type);
     const int target_dir = target.IsDirectory() ? 1 : 0;
     if (exchange) {
       update.PutDentry(from_dir, from_name, {to_ino, TypeOf(target.mode)});
@@ -383,8 +420,10 @@ absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
       } else {
         CFS_RETURN_IF_ERROR(ChangeBucket(from_dir, -1, -target_dir, now, &update));
       }
-      if (target_dir) {
-        CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, shard_->GetBucket(to_ino));
+      if (lost) {
+        // Its name was all that was left.
+      } else if (target_dir) {
+        CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, records_->GetBucket(to_ino));
         if (bucket.entries > 0) return PosixError(ENOTEMPTY);
         OrphanDirectory(to_ino, std::move(target), now, &update, &removed);
       } else {

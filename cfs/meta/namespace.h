@@ -4,6 +4,7 @@
 #define CFS_META_NAMESPACE_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,7 @@ struct Caller {
 
 // What is known of an inode beyond its record.
 struct InodeUse {
-  bool open = false;    // Some open is outstanding.
+  bool open = false;    // Some open is outstanding, for all that is known.
   bool marked = false;  // An open mark is in the store.
 };
 
@@ -43,9 +44,11 @@ struct Removed {
 class InodeUses {
  public:
   virtual ~InodeUses() = default;
-  virtual InodeUse UseOf(InodeId ino) = 0;
+  virtual InodeUse UseOf(InodeId ino, const InodeRecord& record) = 0;
   // The inode's last name is gone; the kernel may still know it.
   virtual void OnRemoved(const Removed& removed) = 0;
+  // Whether an inode without a name may get one again, now.
+  virtual bool MayLink(InodeId ino) = 0;
 };
 
 // What a rename did beside the names.
@@ -55,14 +58,17 @@ struct Renamed {
   InodeId moved[2] = {kNoInode, kNoInode};
 };
 
-// Guarantees: an operation happens whole or not at all. Thread-safe; takes the
-// stripe locks it needs itself (REQUIRES: the caller holds none).
+// Guarantees: an operation happens whole or not at all. The name of an inode that
+// is not there (it was lost with a node) can be removed and replaced.
+// Thread-safe; takes the stripe locks it needs itself (REQUIRES: the caller holds
+// none).
 // Errors: what POSIX says. Permissions are the kernel's to check.
 class Namespace {
  public:
-  // None is owned.
-  Namespace(Shard* shard, Clock* clock, InodeUses* uses)
-      : shard_(shard), clock_(clock), uses_(uses) {}
+  // None is owned. `alone`: nobody else changes the records, so that directories
+  // may be moved by looking at one after the other; otherwise, IsNotOwned.
+  Namespace(Records* records, Clock* clock, InodeUses* uses, bool alone = true)
+      : alone_(alone), records_(records), clock_(clock), uses_(uses) {}
 
   // Makes the root directory in an empty store.
   absl::Status Format(uint32_t uid, uint32_t gid);
@@ -71,6 +77,7 @@ class Namespace {
     InodeId ino = kNoInode;
     InodeRecord record;     // mode (with the caller's bits), rdev, target, layout, home, backing...
     bool open_mark = false;
+    std::optional<timespec> now;  // Of its creation, if not our clock's.
   };
   // Completes `record` (owner, mode by umask or default ACL, times) and links
   // it as `name`. EEXIST, ENOENT, ENOTDIR, ENAMETOOLONG.
@@ -79,6 +86,7 @@ class Namespace {
   // Without a name: an orphan that Link may name.
   absl::StatusOr<InodeRecord> CreateOrphan(const Caller& caller, InodeId dir, NewInode inode);
 
+  // IsBusy: somebody looks just now whether it is still open.
   absl::StatusOr<InodeRecord> Link(InodeId ino, InodeId dir, absl::string_view name);
   absl::StatusOr<Removed> Unlink(InodeId dir, absl::string_view name);
   absl::StatusOr<Removed> RemoveDirectory(InodeId dir, absl::string_view name);
@@ -89,7 +97,7 @@ class Namespace {
   // Adds to `update` what ends an inode: record, xattrs, marks, backing file.
   // REQUIRES: the stripe lock of `ino`.
   absl::Status EraseInode(InodeId ino, const InodeRecord& record, bool marked,
-                          Shard::Update* update);
+                          Records::Update* update);
 
  private:
   struct Child {
@@ -101,22 +109,23 @@ class Namespace {
   absl::StatusOr<InodeId> Peek(InodeId dir, absl::string_view name);
   // One entry more or less in a directory.
   absl::Status ChangeBucket(InodeId dir, int entries, int subdirs, const timespec& now,
-                            Shard::Update* update);
+                            Records::Update* update);
   void OrphanDirectory(InodeId ino, InodeRecord record, const timespec& now,
-                       Shard::Update* update, Removed* removed);
+                       Records::Update* update, Removed* removed);
   // Commits, and tells of an inode that went with it.
-  absl::Status Commit(const Removed& removed, Shard::Update* update);
+  absl::Status Commit(const Removed& removed, Records::Update* update);
   absl::Status DropLink(InodeId ino, InodeRecord record, const timespec& now,
-                        Shard::Update* update, Removed* removed);
-  // Owner, mode and ACLs of a new inode below `dir`.
+                        Records::Update* update, Removed* removed);
+  // Owner, mode, ACLs and placement of a new inode below `dir`.
   absl::Status Inherit(const Caller& caller, InodeId dir, const InodeRecord& parent,
-                       NewInode* inode, Shard::Update* update);
+                       NewInode* inode, Records::Update* update);
   absl::StatusOr<bool> IsBelow(InodeId dir, InodeId ancestor);
   absl::StatusOr<Renamed> RenameLocked(InodeId from_dir, absl::string_view from_name,
                                        InodeId to_dir, absl::string_view to_name, uint32_t flags,
                                        InodeId from_ino, InodeId to_ino, bool* changed);
 
-  Shard* const shard_;
+  const bool alone_;
+  Records* const records_;
   Clock* const clock_;
   InodeUses* const uses_;
   // Serialises moves of directories to another parent, so that no two of them

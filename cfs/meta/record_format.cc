@@ -34,20 +34,6 @@ bool ConsumeTime(absl::string_view* in, timespec* time) {
   return true;
 }
 
-void AppendBytes(std::string* out, absl::string_view bytes) {
-  CFS_CHECK(bytes.size() <= UINT16_MAX);
-  AppendLittle(out, static_cast<uint16_t>(bytes.size()));
-  out->append(bytes.data(), bytes.size());
-}
-
-bool ConsumeBytes(absl::string_view* in, std::string* bytes) {
-  uint16_t size;
-  if (!ConsumeLittle(in, &size) || in->size() < size) return false;
-  bytes->assign(in->data(), size);
-  in->remove_prefix(size);
-  return true;
-}
-
 absl::Status CheckVersion(absl::string_view* value, absl::string_view what) {
   if (value->empty()) return absl::DataLossError(absl::StrCat(what, ": empty record"));
   const uint8_t version = static_cast<uint8_t>(value->front());
@@ -66,7 +52,51 @@ absl::Status Corrupt(absl::string_view what) {
 
 std::string Versioned() { return std::string(1, static_cast<char>(kRecordVersion)); }
 
+std::string LocalKey(char kind, BackingId backing) {
+  std::string key(1, kind);
+  AppendBig(&key, Raw(backing));
+  return key;
+}
+
+bool ParseLocalKey(char kind, absl::string_view key, BackingId* backing) {
+  if (key.size() != 1 + 8 || key[0] != kind) return false;
+  *backing = BackingId(ReadBig<uint64_t>(key.data() + 1));
+  return true;
+}
+
+std::string EncodeNumber(uint64_t number) {
+  std::string out = Versioned();
+  AppendLittle(&out, number);
+  return out;
+}
+
+absl::StatusOr<uint64_t> DecodeNumber(absl::string_view in, absl::string_view what) {
+  const absl::Status version = CheckVersion(&in, what);
+  if (!version.ok()) return version;
+  uint64_t number;
+  if (!ConsumeLittle(&in, &number) || !in.empty()) return Corrupt(what);
+  return number;
+}
+
 }  // namespace
+
+Slot SlotOfKey(absl::string_view key) {
+  CFS_CHECK(key.size() > kSlotBytes);
+  return Slot(ReadBig<uint16_t>(key.data()));
+}
+
+InodeId InodeOfKey(absl::string_view key) {
+  if (key.size() < kSlotBytes + 1 + 8) return kNoInode;
+  return InodeId(ReadBig<uint64_t>(key.data() + kSlotBytes + 1));
+}
+
+bool IsInodeKey(absl::string_view key) {
+  return key.size() == kSlotBytes + 1 + 8 && key[kSlotBytes] == 'i';
+}
+
+bool IsBucketKey(absl::string_view key) {
+  return key.size() == kSlotBytes + 1 + 8 + 2 && key[kSlotBytes] == 'b';
+}
 
 std::string InodeKey(InodeId ino) { return Prefix(ino, 'i', 0); }
 
@@ -122,17 +152,48 @@ bool ParseQueueKey(absl::string_view key, QueueKind* kind, InodeId* ino) {
   return true;
 }
 
-std::string DoomedKey(BackingId backing) {
-  std::string key = kDoomedPrefix;
-  AppendBig(&key, Raw(backing));
+std::string ReplyKey(Slot slot, const RequestId& request) {
+  std::string key;
+  AppendBig(&key, Raw(slot));
+  key.push_back('r');
+  AppendBig(&key, Raw(request.client));
+  AppendBig(&key, request.incarnation);
+  AppendBig(&key, request.sequence);
   return key;
 }
 
-bool ParseDoomedKey(absl::string_view key, BackingId* backing) {
-  if (key.size() != 9 || key[0] != kDoomedPrefix[0]) return false;
-  *backing = BackingId(ReadBig<uint64_t>(key.data() + 1));
+bool ParseReplyKey(absl::string_view key, Slot* slot, RequestId* request) {
+  if (key.size() != kSlotBytes + 1 + 4 + 8 + 8 || key[kSlotBytes] != 'r') return false;
+  *slot = Slot(ReadBig<uint16_t>(key.data()));
+  const char* const at = key.data() + kSlotBytes + 1;
+  request->client = NodeId(ReadBig<uint32_t>(at));
+  request->incarnation = ReadBig<uint64_t>(at + 4);
+  request->sequence = ReadBig<uint64_t>(at + 12);
   return true;
 }
+
+std::string DoomedKey(BackingId backing) { return LocalKey(kDoomedPrefix[0], backing); }
+
+bool ParseDoomedKey(absl::string_view key, BackingId* backing) {
+  return ParseLocalKey(kDoomedPrefix[0], key, backing);
+}
+
+std::string ForeignKey(BackingId backing) { return LocalKey(kForeignPrefix[0], backing); }
+
+bool ParseForeignKey(absl::string_view key, BackingId* backing) {
+  return ParseLocalKey(kForeignPrefix[0], key, backing);
+}
+
+std::string GivingKey(uint64_t number) { return LocalKey(kGivingPrefix[0], BackingId(number)); }
+
+bool ParseGivingKey(absl::string_view key, uint64_t* number) {
+  BackingId id;
+  if (!ParseLocalKey(kGivingPrefix[0], key, &id)) return false;
+  *number = Raw(id);
+  return true;
+}
+
+std::string TakenKey(uint64_t number) { return LocalKey(kTakenPrefix[0], BackingId(number)); }
 
 std::string Encode(const InodeRecord& r) {
   std::string out = Versioned();
@@ -157,8 +218,8 @@ std::string Encode(const InodeRecord& r) {
   AppendLittle(&out, Raw(r.backing));
   AppendLittle(&out, r.attr_epoch);
   AppendLittle(&out, Raw(r.parent));
-  AppendBytes(&out, r.target);
-  AppendBytes(&out, r.backend_identity);
+  AppendSized<uint16_t>(&out, r.target);
+  AppendSized<uint16_t>(&out, r.backend_identity);
   AppendLittle(&out, r.chunk_bytes);
   CFS_CHECK(r.stripe_nodes.size() <= UINT16_MAX);
   AppendLittle(&out, static_cast<uint16_t>(r.stripe_nodes.size()));
@@ -183,7 +244,7 @@ absl::StatusOr<InodeRecord> DecodeInode(absl::string_view in) {
       !ConsumeTime(&in, &r.mtime) || !ConsumeTime(&in, &r.ctime) || !ConsumeTime(&in, &r.btime) ||
       !ConsumeLittle(&in, &home) || !ConsumeLittle(&in, &backing) ||
       !ConsumeLittle(&in, &r.attr_epoch) || !ConsumeLittle(&in, &parent) ||
-      !ConsumeBytes(&in, &r.target) || !ConsumeBytes(&in, &r.backend_identity) ||
+      !ConsumeSized<uint16_t>(&in, &r.target) || !ConsumeSized<uint16_t>(&in, &r.backend_identity) ||
       !ConsumeLittle(&in, &r.chunk_bytes) || !ConsumeLittle(&in, &stripe_count)) {
     return Corrupt("inode");
   }
@@ -245,6 +306,7 @@ absl::StatusOr<DentryRecord> DecodeDentry(absl::string_view in) {
 std::string Encode(const StoreState& s) {
   std::string out = Versioned();
   AppendLittle(&out, s.counter_end);
+  AppendLittle(&out, s.inode_lead);
   AppendLittle(&out, s.settled);
   AppendLittle(&out, s.attr_epoch);
   AppendLittle(&out, static_cast<uint8_t>(s.clean));
@@ -256,7 +318,8 @@ absl::StatusOr<StoreState> DecodeStoreState(absl::string_view in) {
   if (!version.ok()) return version;
   StoreState s;
   uint8_t clean;
-  if (!ConsumeLittle(&in, &s.counter_end) || !ConsumeLittle(&in, &s.settled) ||
+  if (!ConsumeLittle(&in, &s.counter_end) || !ConsumeLittle(&in, &s.inode_lead) ||
+      !ConsumeLittle(&in, &s.settled) ||
       !ConsumeLittle(&in, &s.attr_epoch) || !ConsumeLittle(&in, &clean) || !in.empty() ||
       clean > 1) {
     return Corrupt("store state");
@@ -265,18 +328,38 @@ absl::StatusOr<StoreState> DecodeStoreState(absl::string_view in) {
   return s;
 }
 
-std::string EncodeBacking(BackingId backing) {
+std::string Encode(const SlotSet& slots) {
   std::string out = Versioned();
-  AppendLittle(&out, Raw(backing));
+  for (size_t i = 0; i < kSlots; i += 8) {
+    uint8_t byte = 0;
+    for (size_t j = 0; j < 8; ++j) byte |= static_cast<uint8_t>(slots[i + j] << j);
+    AppendLittle(&out, byte);
+  }
   return out;
 }
 
-absl::StatusOr<BackingId> DecodeBacking(absl::string_view in) {
-  const absl::Status version = CheckVersion(&in, "backing number");
+absl::StatusOr<SlotSet> DecodeSlots(absl::string_view in) {
+  const absl::Status version = CheckVersion(&in, "slots");
   if (!version.ok()) return version;
-  uint64_t backing;
-  if (!ConsumeLittle(&in, &backing) || !in.empty()) return Corrupt("backing number");
-  return BackingId(backing);
+  if (in.size() != kSlots / 8) return Corrupt("slots");
+  SlotSet slots;
+  for (size_t i = 0; i < kSlots; ++i) slots[i] = static_cast<uint8_t>(in[i / 8]) >> (i % 8) & 1;
+  return slots;
+}
+
+std::string EncodeBacking(BackingId backing) { return EncodeNumber(Raw(backing)); }
+std::string EncodeInodeNumber(InodeId ino) { return EncodeNumber(Raw(ino)); }
+
+absl::StatusOr<BackingId> DecodeBacking(absl::string_view in) {
+  const absl::StatusOr<uint64_t> number = DecodeNumber(in, "backing number");
+  if (!number.ok()) return number.status();
+  return BackingId(*number);
+}
+
+absl::StatusOr<InodeId> DecodeInodeNumber(absl::string_view in) {
+  const absl::StatusOr<uint64_t> number = DecodeNumber(in, "inode number");
+  if (!number.ok()) return number.status();
+  return InodeId(*number);
 }
 
 }  // namespace cfs

@@ -12,7 +12,13 @@
 //            slot 'x' ino xattr-name           value
 //   queue    slot 'q' 'o' ino                  open mark: backing file number
 //            slot 'q' 'u' ino                  orphan: unlinked while open
+//            slot 'r' client incarnation seq   what the change that a peer asked for made
+//            slot 'p', slot 'c'                see transaction_format.h
 //   local    'd' backing number                doomed backing file
+//            'f' backing number                backing file of an inode of another node's
+//            'h' number                        slots that this node is giving to another
+//            'k' number                        slots that it has taken: none are named
+//            'o'                               the slots that this node owns; none: all
 //            's'                               StoreState
 //
 // `records` and `queue` belong to the slot and move with it. `queue` is small
@@ -30,6 +36,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "cfs/base/slot_set.h"
 #include "cfs/base/types.h"
 
 namespace cfs {
@@ -100,11 +107,21 @@ struct DentryRecord {
 
 // About this node's store as a whole.
 struct StoreState {
-  uint64_t counter_end = 2;  // Inode counters and backing numbers below are reserved.
+  uint64_t counter_end = 2;  // Backing numbers below are reserved.
+  // Inode counters are this much ahead of backing numbers: it grows with slots
+  // that come from elsewhere, where more counters were used.
+  uint64_t inode_lead = 0;
   uint64_t settled = 2;      // Backing numbers below are referenced or doomed or gone.
   uint32_t attr_epoch = 1;
   bool clean = false;  // Ended in good order.
 };
+
+// Of a key of `records` or `queue`.
+Slot SlotOfKey(absl::string_view key);
+// Of a key of `records`; kNoInode if it is none.
+InodeId InodeOfKey(absl::string_view key);
+bool IsInodeKey(absl::string_view key);
+bool IsBucketKey(absl::string_view key);
 
 std::string InodeKey(InodeId ino);
 std::string BucketKey(InodeId dir, uint16_t bucket);
@@ -121,16 +138,37 @@ enum class QueueKind : char { kOpen = 'o', kOrphan = 'u' };
 std::string QueueKey(QueueKind kind, InodeId ino);
 bool ParseQueueKey(absl::string_view key, QueueKind* kind, InodeId* ino);
 
+// A request of another node: which process there, and its number of it.
+struct RequestId {
+  NodeId client{0};
+  uint64_t incarnation = 0;
+  uint64_t sequence = 0;
+};
+std::string ReplyKey(Slot slot, const RequestId& request);
+bool ParseReplyKey(absl::string_view key, Slot* slot, RequestId* request);
+
 std::string DoomedKey(BackingId backing);
 inline constexpr char kDoomedPrefix[] = "d";
 bool ParseDoomedKey(absl::string_view key, BackingId* backing);
+std::string ForeignKey(BackingId backing);
+inline constexpr char kForeignPrefix[] = "f";
+bool ParseForeignKey(absl::string_view key, BackingId* backing);
 inline constexpr char kStoreStateKey[] = "s";
+inline constexpr char kOwnedSlotsKey[] = "o";
+// Of a hand-over.
+std::string GivingKey(uint64_t number);
+inline constexpr char kGivingPrefix[] = "h";
+bool ParseGivingKey(absl::string_view key, uint64_t* number);
+std::string TakenKey(uint64_t number);
+inline constexpr char kTakenPrefix[] = "k";
 
 std::string Encode(const InodeRecord& record);
 std::string Encode(const BucketRecord& record);
 std::string Encode(const DentryRecord& record);
 std::string Encode(const StoreState& state);
 std::string EncodeBacking(BackingId backing);
+std::string EncodeInodeNumber(InodeId ino);
+std::string Encode(const SlotSet& slots);
 // DATA_LOSS for anything that Encode did not write, UNIMPLEMENTED for a newer
 // version.
 absl::StatusOr<InodeRecord> DecodeInode(absl::string_view value);
@@ -138,6 +176,8 @@ absl::StatusOr<BucketRecord> DecodeBucket(absl::string_view value);
 absl::StatusOr<DentryRecord> DecodeDentry(absl::string_view value);
 absl::StatusOr<StoreState> DecodeStoreState(absl::string_view value);
 absl::StatusOr<BackingId> DecodeBacking(absl::string_view value);
+absl::StatusOr<InodeId> DecodeInodeNumber(absl::string_view value);
+absl::StatusOr<SlotSet> DecodeSlots(absl::string_view value);
 
 }  // namespace cfs
 

@@ -1,9 +1,13 @@
 #include "cfs/meta/shard.h"
 
+#include <utility>
+
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/meta/request_scope.h"
+#include "cfs/meta/snapshot.h"
 
 namespace cfs {
 
@@ -12,9 +16,61 @@ Shard::Shard(Store* store, WalSyncer* syncer)
       syncer_(syncer),
       inodes_(kRecordCacheEntries),
       buckets_(kRecordCacheEntries / 4),
-      dentries_(kRecordCacheEntries) {}
+      dentries_(kRecordCacheEntries) {
+  owned_.Set(SlotSet().set());
+}
+
+void Shard::Barrier() {
+  for (size_t i = 0; i < kLockStripes; ++i) MutexLock lock(&locks_.At(i));
+}
+
+void Shard::Track(const std::vector<Slot>& slots) {
+  MutexLock lock(&tracked_mutex_);
+  for (const Slot slot : slots) tracked_slots_.set(Raw(slot));
+  tracking_.store(true, std::memory_order_relaxed);
+}
+
+Shard::TrackedKeys Shard::TakeTracked() {
+  MutexLock lock(&tracked_mutex_);
+  tracking_.store(false, std::memory_order_relaxed);
+  tracked_slots_.reset();
+  return std::exchange(tracked_, {});
+}
+
+void Shard::Note(const WriteSet& writes) {
+  if (!tracking_.load(std::memory_order_relaxed)) return;
+  MutexLock lock(&tracked_mutex_);
+  for (const WriteSet::Write& write : writes.writes()) {
+    if (write.family == Family::kLocal || !tracked_slots_[Raw(SlotOfKey(write.key))]) continue;
+    tracked_.emplace(write.family, write.key);
+  }
+}
+
+void Shard::ClearCaches() {
+  inodes_.Clear();
+  buckets_.Clear();
+  dentries_.Clear();
+}
+
+absl::Status Shard::CheckRead(Slot slot, absl::FunctionRef<std::string()> key) {
+  if (!owned_.Has(slot)) return NotOwned();
+  if (!key_locks_.none() && !key_locks_.MayRead(key())) return Busy();
+  return absl::OkStatus();
+}
+
+absl::Status Shard::CheckWrites(const WriteSet& writes) {
+  for (const WriteSet::Write& write : writes.writes()) {
+    if (write.family == Family::kLocal) continue;
+    if (!owned_.Has(SlotOfKey(write.key))) return NotOwned();
+    if (write.family == Family::kRecords && !key_locks_.none() && !key_locks_.MayWrite(write.key)) {
+      return Busy();
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<InodeRecord> Shard::GetInode(InodeId ino) {
+  CFS_RETURN_IF_ERROR(CheckRead(SlotOf(ino), [ino] { return InodeKey(ino); }));
   if (auto cached = inodes_.Get(ino)) return *std::move(cached);
   std::string value;
   CFS_RETURN_IF_ERROR(store_->Get(Family::kRecords, InodeKey(ino), &value));
@@ -34,6 +90,7 @@ void Shard::Prefetch(const std::vector<InodeId>& inos) {
 }
 
 absl::StatusOr<DentryRecord> Shard::GetDentry(InodeId dir, absl::string_view name) {
+  CFS_RETURN_IF_ERROR(CheckRead(SlotOf(dir), [dir, name] { return DentryKey(dir, name); }));
   std::pair<InodeId, std::string> id(dir, std::string(name));
   if (const auto cached = dentries_.Get(id)) {
     if (cached->ino == kNoInode) return NotFound();
@@ -49,6 +106,7 @@ absl::StatusOr<DentryRecord> Shard::GetDentry(InodeId dir, absl::string_view nam
 }
 
 absl::StatusOr<BucketRecord> Shard::GetBucket(InodeId dir) {
+  CFS_RETURN_IF_ERROR(CheckRead(SlotOf(dir), [dir] { return BucketKey(dir, 0); }));
   if (const auto cached = buckets_.Get(dir)) return *cached;
   BucketRecord record;
   std::string value;
@@ -57,7 +115,7 @@ absl::StatusOr<BucketRecord> Shard::GetBucket(InodeId dir) {
     CFS_ASSIGN_OR_RETURN(record, DecodeBucket(value));
   } else if (absl::IsNotFound(status)) {
     CFS_ASSIGN_OR_RETURN(const InodeRecord inode, GetInode(dir));
-    record.mtime = record.ctime = inode.btime;
+    record = EmptyBucket(inode);
   } else {
     return status;
   }
@@ -66,12 +124,23 @@ absl::StatusOr<BucketRecord> Shard::GetBucket(InodeId dir) {
 }
 
 absl::StatusOr<std::string> Shard::GetXattr(InodeId ino, absl::string_view name) {
+  CFS_RETURN_IF_ERROR(CheckRead(SlotOf(ino), [ino] { return InodeKey(ino); }));
   std::string value;
   CFS_RETURN_IF_ERROR(store_->Get(Family::kRecords, XattrKey(ino, name), &value));
   return value;
 }
 
+absl::StatusOr<std::optional<std::string>> Shard::GetRaw(const std::string& key) {
+  CFS_RETURN_IF_ERROR(CheckRead(SlotOfKey(key), [&key] { return key; }));
+  std::string value;
+  const absl::Status status = store_->Get(Family::kRecords, key, &value);
+  if (absl::IsNotFound(status)) return std::optional<std::string>();
+  CFS_RETURN_IF_ERROR(status);
+  return value;
+}
+
 absl::StatusOr<std::vector<std::string>> Shard::ListXattrs(InodeId ino) {
+  CFS_RETURN_IF_ERROR(CheckRead(SlotOf(ino), [ino] { return InodeKey(ino); }));
   std::vector<std::string> names;
   const std::string prefix = XattrPrefix(ino);
   CFS_RETURN_IF_ERROR(store_->Scan(Family::kRecords, prefix, prefix,
@@ -89,102 +158,105 @@ absl::Status Shard::ScanQueue(
       store_->Scan(Family::kQueue, "", "", [&](absl::string_view key, absl::string_view value) {
         QueueKind kind;
         InodeId ino;
+        Slot slot;
+        RequestId request;
+        TransactionId transaction;
+        if (ParseReplyKey(key, &slot, &request) || ParsePreparedKey(key, &slot, &transaction) ||
+            ParseOutcomeKey(key, &transaction)) {
+          return true;
+        }
         if (!ParseQueueKey(key, &kind, &ino)) {
           result = absl::DataLossError("queue: malformed key");
           return false;
         }
-        visit(kind, ino, value);
+        // What a slot has left behind is of no interest.
+        if (Owns(SlotOf(ino))) visit(kind, ino, value);
         return true;
       }));
   return result;
 }
 
-void Shard::Update::PutInode(InodeId ino, InodeRecord record) {
-  writes_.Put(Family::kRecords, InodeKey(ino), Encode(record));
-  inodes_.emplace_back(ino, std::move(record));
+absl::Status Shard::ScanReplies(const std::function<void(Slot, const RequestId&)>& visit) {
+  return store_->Scan(Family::kQueue, "", "", [&](absl::string_view key, absl::string_view) {
+    Slot slot;
+    RequestId request;
+    if (ParseReplyKey(key, &slot, &request) && Owns(slot)) visit(slot, request);
+    return true;
+  });
 }
 
-void Shard::Update::DeleteInode(InodeId ino) {
-  writes_.Delete(Family::kRecords, InodeKey(ino));
-  inodes_.emplace_back(ino, std::nullopt);
+absl::StatusOr<InodeId> Shard::GetReply(Slot slot, const RequestId& request) {
+  std::string value;
+  CFS_RETURN_IF_ERROR(store_->Get(Family::kQueue, ReplyKey(slot, request), &value));
+  return DecodeInodeNumber(value);
 }
 
-void Shard::Update::PutDentry(InodeId dir, absl::string_view name, DentryRecord record) {
-  CFS_CHECK(record.ino != kNoInode);
-  writes_.Put(Family::kRecords, DentryKey(dir, name), Encode(record));
-  dentries_.emplace_back(std::make_pair(dir, std::string(name)), record);
+absl::StatusOr<InodeId> Shard::GetForeign(BackingId backing) {
+  std::string value;
+  CFS_RETURN_IF_ERROR(store_->Get(Family::kLocal, ForeignKey(backing), &value));
+  return DecodeInodeNumber(value);
 }
 
-void Shard::Update::DeleteDentry(InodeId dir, absl::string_view name) {
-  writes_.Delete(Family::kRecords, DentryKey(dir, name));
-  dentries_.emplace_back(std::make_pair(dir, std::string(name)), std::nullopt);
+absl::Status Shard::ScanForeign(const std::function<void(BackingId)>& visit) {
+  return store_->Scan(Family::kLocal, kForeignPrefix, kForeignPrefix,
+                      [&](absl::string_view key, absl::string_view) {
+                        BackingId backing;
+                        if (ParseForeignKey(key, &backing)) visit(backing);
+                        return true;
+                      });
 }
 
-void Shard::Update::PutBucket(InodeId dir, BucketRecord record) {
-  writes_.Put(Family::kRecords, BucketKey(dir, 0), Encode(record));
-  buckets_.emplace_back(dir, record);
-}
-
-void Shard::Update::DeleteBucket(InodeId dir) {
-  writes_.Delete(Family::kRecords, BucketKey(dir, 0));
-  buckets_.emplace_back(dir, std::nullopt);
-}
-
-void Shard::Update::PutXattr(InodeId ino, absl::string_view name, absl::string_view value) {
-  writes_.Put(Family::kRecords, XattrKey(ino, name), std::string(value));
-}
-
-void Shard::Update::DeleteXattr(InodeId ino, absl::string_view name) {
-  writes_.Delete(Family::kRecords, XattrKey(ino, name));
-}
-
-void Shard::Update::PutQueue(QueueKind kind, InodeId ino, BackingId backing) {
-  writes_.Put(Family::kQueue, QueueKey(kind, ino), EncodeBacking(backing));
-}
-
-void Shard::Update::DeleteQueue(QueueKind kind, InodeId ino) {
-  writes_.Delete(Family::kQueue, QueueKey(kind, ino));
-}
-
-void Shard::Update::PutDoomed(BackingId backing) {
-  writes_.Put(Family::kLocal, DoomedKey(backing), EncodeBacking(backing));
-}
-
-void Shard::Update::DeleteDoomed(BackingId backing) {
-  writes_.Delete(Family::kLocal, DoomedKey(backing));
-}
-
-void Shard::Update::PutStoreState(const StoreState& state) {
-  writes_.Put(Family::kLocal, kStoreStateKey, Encode(state));
-}
-
-absl::Status Shard::Update::Commit() {
-  if (writes_.empty()) return absl::OkStatus();
-  const absl::Status status = shard_->store_->Apply(writes_);
+absl::Status Shard::Apply(Update* update) {
+  CFS_RETURN_IF_ERROR(CheckWrites(update->writes_));
+  RequestScope* const request =
+      update->purpose_ == Update::Purpose::kRequested ? RequestScope::Current() : nullptr;
+  if (request != nullptr) request->AddTo(update);
+  const absl::Status status = store_->Apply(update->writes_);
+  Note(update->writes_);
+  if (status.ok() && request != nullptr) request->SetRecorded();
   // After a failure the store is asked again, whatever it did.
-  for (auto& [ino, record] : inodes_) {
+  for (auto& [ino, record] : update->inodes_) {
     if (status.ok() && record) {
-      shard_->inodes_.Put(ino, *std::move(record));
+      inodes_.Put(ino, *std::move(record));
     } else {
-      shard_->inodes_.Erase(ino);
+      inodes_.Erase(ino);
     }
   }
-  for (const auto& [dir, record] : buckets_) {
+  for (const auto& [dir, record] : update->buckets_) {
     if (status.ok() && record) {
-      shard_->buckets_.Put(dir, *record);
+      buckets_.Put(dir, *record);
     } else {
-      shard_->buckets_.Erase(dir);
+      buckets_.Erase(dir);
     }
   }
-  for (const auto& [id, record] : dentries_) {
+  for (const auto& [id, record] : update->dentries_) {
     if (status.ok()) {
-      shard_->dentries_.Put(id, record.value_or(DentryRecord()));
+      dentries_.Put(id, record.value_or(DentryRecord()));
     } else {
-      shard_->dentries_.Erase(id);
+      dentries_.Erase(id);
     }
   }
-  if (status.ok()) shard_->syncer_->MarkDirty();
+  if (status.ok() && syncer_ != nullptr) syncer_->MarkDirty();
   return status;
+}
+
+absl::Status Shard::ApplyUnchecked(const WriteSet& writes) {
+  const absl::Status status = store_->Apply(writes);
+  Note(writes);
+  for (const WriteSet::Write& write : writes.writes()) {
+    if (write.family == Family::kRecords) Forget(write.key);
+  }
+  if (status.ok() && syncer_ != nullptr) syncer_->MarkDirty();
+  return status;
+}
+
+void Shard::Forget(absl::string_view key) {
+  const InodeId ino = InodeOfKey(key);
+  uint64_t hash;
+  absl::string_view name;
+  if (ParseDentryKey(key, &hash, &name)) return dentries_.Erase({ino, std::string(name)});
+  inodes_.Erase(ino);
+  buckets_.Erase(ino);
 }
 
 }  // namespace cfs

@@ -71,6 +71,10 @@ class Store {
 
 // Opens or creates the store in `directory`.
 absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& directory);
+// Opens one to look at: nothing on disk changes, and Apply is refused. What is in
+// its log is read into memory. NOT_FOUND if there is none. REQUIRES: nobody has it
+// open for writing.
+absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStoreForReading(const std::string& directory);
 
 }  // namespace cfs
 

@@ -12,7 +12,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -33,8 +32,8 @@
 #include "cfs/base/mutex.h"
 #include "cfs/base/unique_fd.h"
 #include "cfs/meta/reserve.h"
-#include "cfs/meta/store_rocksdb_files.h"
 #include "cfs/meta/store.h"
+#include "cfs/meta/store_rocksdb_files.h"
 
 namespace cfs {
 namespace {
@@ -83,6 +82,7 @@ class KindHint final : public rocksdb::SliceTransform {
 
 class RocksdbStore final : public Store {
  public:
+  // No `reserve`: it is open for reading.
   RocksdbStore(std::unique_ptr<Reserve> reserve, std::unique_ptr<rocksdb::Env> env,
                std::unique_ptr<rocksdb::DB> db,
                std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount> families,
@@ -137,6 +137,7 @@ class RocksdbStore final : public Store {
   absl::Status Apply(const WriteSet& writes) override {
     // Nobody reads RocksDB's own counters; keeping them costs 1 us a write.
     rocksdb::SetPerfLevel(rocksdb::PerfLevel::kDisable);
+    if (reserve_ == nullptr) return PosixError(EROFS, "the metadata is open for reading");
     if (reserve_->Exhausted()) return PosixError(ENOSPC, "no space for metadata");
     size_t bytes = 32;
     for (const WriteSet::Write& write : writes.writes()) {
@@ -152,7 +153,9 @@ class RocksdbStore final : public Store {
     return ToStatus(db_->Write(rocksdb::WriteOptions(), &batch));
   }
 
-  void KeepReserve() override { reserve_->Keep(); }
+  void KeepReserve() override {
+    if (reserve_ != nullptr) reserve_->Keep();
+  }
 
   absl::Status Scan(Family family, absl::string_view start, absl::string_view prefix,
                     const std::function<bool(absl::string_view, absl::string_view)>& visit) override {
@@ -232,11 +235,64 @@ class RocksdbStore final : public Store {
   const std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount> families_;
   const std::shared_ptr<rocksdb::Cache> cache_;
   Mutex sync_mutex_;
-  const std::unique_ptr<DIR, int (*)(DIR*)> directory_;  // Its position: ABSL_GUARDED_BY(sync_mutex_)
+  const std::unique_ptr<DIR, int (*)(DIR*)> directory_ ABSL_PT_GUARDED_BY(sync_mutex_);
   // The logs as of the last sync, by name.
   std::vector<std::pair<std::string, UniqueFd>> logs_ ABSL_GUARDED_BY(sync_mutex_);
   // The first one; what was lost then is not there later.
   absl::Status sync_error_ ABSL_GUARDED_BY(sync_mutex_);
+};
+
+// How a store is opened, whatever for.
+struct Setup {
+  explicit Setup(size_t memtable_bytes) {
+    options.max_open_files = kRocksOpenFiles;
+    options.info_log = std::make_shared<LogOfRocksdb>();
+    // A torn tail is what a power failure leaves; anything before it must read.
+    options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
+    options.allow_concurrent_memtable_write = false;  // For KindHint.
+
+    // Few parts, and index and filters in small blocks: a whole filter (1 MiB for
+    // a table of 64 MiB) would not fit into a part, and each Get would read it.
+    cache = rocksdb::NewLRUCache(kBlockCacheBytes, /*num_shard_bits=*/4,
+                                 /*strict_capacity_limit=*/false,
+                                 /*high_pri_pool_ratio=*/0.5);
+    rocksdb::BlockBasedTableOptions table;
+    table.block_cache = cache;
+    table.cache_index_and_filter_blocks = true;
+    table.cache_index_and_filter_blocks_with_high_priority = true;
+    table.index_type = rocksdb::BlockBasedTableOptions::kTwoLevelIndexSearch;
+    table.partition_filters = true;
+    table.pin_top_level_index_and_filter = true;
+    table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
+    table.format_version = 5;
+
+    rocksdb::ColumnFamilyOptions records;
+    records.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+    records.write_buffer_size = memtable_bytes;
+    records.max_write_buffer_number = 3;
+    records.compression = rocksdb::kLZ4Compression;
+    records.memtable_insert_with_hint_prefix_extractor = std::make_shared<KindHint>();
+    records.memtable_whole_key_filtering = true;
+    records.memtable_prefix_bloom_size_ratio = 0.05;
+    rocksdb::ColumnFamilyOptions small = records;
+    small.write_buffer_size = std::max<size_t>(memtable_bytes / 8, 256 << 10);
+    descriptors = {
+        {rocksdb::kDefaultColumnFamilyName, records}, {"queue", small}, {"local", small}};
+  }
+
+  // What was opened, with its handles.
+  std::unique_ptr<Store> Take(rocksdb::DB* db, std::unique_ptr<Reserve> reserve,
+                              std::unique_ptr<rocksdb::Env> env, const std::string& directory) {
+    return std::make_unique<RocksdbStore>(
+        std::move(reserve), std::move(env), std::unique_ptr<rocksdb::DB>(db),
+        std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount>{handles[0], handles[1], handles[2]},
+        cache, directory);
+  }
+
+  rocksdb::DBOptions options;
+  std::shared_ptr<rocksdb::Cache> cache;
+  std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
 };
 
 }  // namespace
@@ -251,57 +307,32 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStore(const std::string& direc
   const size_t memtable_bytes =
       std::clamp<size_t>(reserve->full_bytes() / 8, 1 << 20, kMemtableBytes);
   auto env = rocksdb::NewCompositeEnv(FilesWithReserve(reserve.get()));
-  rocksdb::DBOptions options;
+  Setup setup(memtable_bytes);
+  rocksdb::DBOptions& options = setup.options;
   options.env = env.get();
   options.create_if_missing = true;
   options.create_missing_column_families = true;
-  options.max_open_files = kRocksOpenFiles;
   options.max_total_wal_size = 4 * memtable_bytes;
   options.max_background_jobs = 2;
-  options.allow_concurrent_memtable_write = false;  // For KindHint.
   options.max_manifest_file_size = 16 << 20;
-  options.info_log = std::make_shared<LogOfRocksdb>();
-  // A torn tail is what a power failure leaves; anything before it must read.
-  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   options.bytes_per_sync = 1 << 20;
-
-  // Few parts, and index and filters in small blocks: a whole filter (1 MiB for
-  // a table of 64 MiB) would not fit into a part, and each Get would read it.
-  const auto cache = rocksdb::NewLRUCache(kBlockCacheBytes, /*num_shard_bits=*/4,
-                                          /*strict_capacity_limit=*/false,
-                                          /*high_pri_pool_ratio=*/0.5);
-  rocksdb::BlockBasedTableOptions table;
-  table.block_cache = cache;
-  table.cache_index_and_filter_blocks = true;
-  table.cache_index_and_filter_blocks_with_high_priority = true;
-  table.index_type = rocksdb::BlockBasedTableOptions::kTwoLevelIndexSearch;
-  table.partition_filters = true;
-  table.pin_top_level_index_and_filter = true;
-  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
-  table.format_version = 5;
-
-  rocksdb::ColumnFamilyOptions records;
-  records.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  records.write_buffer_size = memtable_bytes;
-  records.max_write_buffer_number = 3;
-  records.compression = rocksdb::kLZ4Compression;
-  records.memtable_insert_with_hint_prefix_extractor = std::make_shared<KindHint>();
-  records.memtable_whole_key_filtering = true;
-  records.memtable_prefix_bloom_size_ratio = 0.05;
-  rocksdb::ColumnFamilyOptions small = records;
-  small.write_buffer_size = std::max<size_t>(memtable_bytes / 8, 256 << 10);
-
-  const std::vector<rocksdb::ColumnFamilyDescriptor> descriptors = {
-      {rocksdb::kDefaultColumnFamilyName, records}, {"queue", small}, {"local", small}};
   rocksdb::DB* db = nullptr;
-  std::vector<rocksdb::ColumnFamilyHandle*> handles;
   const rocksdb::Status status =
-      rocksdb::DB::Open(options, directory, descriptors, &handles, &db);
+      rocksdb::DB::Open(options, directory, setup.descriptors, &setup.handles, &db);
   if (!status.ok()) return ToStatus(status);
-  return std::make_unique<RocksdbStore>(
-      std::move(reserve), std::move(env), std::unique_ptr<rocksdb::DB>(db),
-      std::array<rocksdb::ColumnFamilyHandle*, kFamilyCount>{handles[0], handles[1], handles[2]},
-      cache, directory);
+  return setup.Take(db, std::move(reserve), std::move(env), directory);
+}
+
+absl::StatusOr<std::unique_ptr<Store>> OpenRocksdbStoreForReading(const std::string& directory) {
+  if (access((directory + "/CURRENT").c_str(), F_OK) != 0) {
+    return errno == ENOENT ? NotFound() : ErrnoStatus(directory);
+  }
+  Setup setup(kMemtableBytes);
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(
+      setup.options, directory, setup.descriptors, &setup.handles, &db);
+  if (!status.ok()) return ToStatus(status);
+  return setup.Take(db, nullptr, nullptr, directory);
 }
 
 }  // namespace cfs

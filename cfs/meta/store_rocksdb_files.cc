@@ -25,18 +25,6 @@ IOStatus FromErrno(const std::string& what, int error) {
   return IOStatus::IOError(what, strerror(error));
 }
 
-// Retries a call that returns -1 and sets errno for as long as the reserve has
-// space to give.
-template <typename Call>
-auto WithReserve(Reserve* reserve, bool is_log, Call call) {
-  for (;;) {
-    const auto result = call();
-    if (result >= 0 || (errno != EINTR && (errno != ENOSPC || !reserve->Give(is_log)))) {
-      return result;
-    }
-  }
-}
-
 // Not thread-safe but for Sync and Fsync, as RocksDB wants it.
 class WritableFile final : public rocksdb::FSWritableFile {
  public:
@@ -52,10 +40,12 @@ class WritableFile final : public rocksdb::FSWritableFile {
     const char* from = data.data();
     size_t left = data.size();
     while (left > 0) {
-      const ssize_t written = WithReserve(reserve_, is_log_, [&] {
-        return pwrite(fd_.get(), from, left, static_cast<off_t>(size_));
-      });
-      if (written < 0) return FromErrno("append to " + name_, errno);
+      const ssize_t written = pwrite(fd_.get(), from, left, static_cast<off_t>(size_));
+      if (written < 0) {
+        const int error = errno;
+        if (error == EINTR || (error == ENOSPC && reserve_->Give(is_log_))) continue;
+        return FromErrno("append to " + name_, error);
+      }
       from += written;
       left -= static_cast<size_t>(written);
       size_ += static_cast<uint64_t>(written);
@@ -119,14 +109,17 @@ class Files final : public rocksdb::FileSystemWrapper {
   IOStatus NewWritableFile(const std::string& name, const FileOptions& options,
                            std::unique_ptr<rocksdb::FSWritableFile>* file,
                            IODebugContext*) override {
-    const auto make = [&] {
-      return open(name.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
-    };
-    UniqueFd fd(make());
-    // A file needs space too, for an inode or a larger directory. Once: what is
-    // short may be the number of inodes.
-    if (!fd.valid() && errno == ENOSPC && reserve_->Give(/*for_log=*/true)) fd.reset(make());
-    if (!fd.valid()) return FromErrno("create " + name, errno);
+    // A file needs space too, for an inode or a larger directory. Twice at most:
+    // what is short may be the number of inodes.
+    UniqueFd fd;
+    int error = 0;
+    for (int attempt = 0; attempt < 2 && !fd.valid(); ++attempt) {
+      fd.reset(open(name.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600));
+      if (fd.valid()) break;
+      error = errno;
+      if (error != ENOSPC || !reserve_->Give(/*for_log=*/true)) break;
+    }
+    if (!fd.valid()) return FromErrno("create " + name, error);
     *file = std::make_unique<WritableFile>(name, std::move(fd), reserve_, options);
     return IOStatus::OK();
   }

@@ -1,5 +1,6 @@
 #include "cfs/meta/store_state.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "cfs/base/check.h"
@@ -75,6 +76,19 @@ absl::Status StoreStateKeeper::SetSettled(uint64_t settled) {
   const uint64_t before = std::exchange(state_.settled, settled);
   const absl::Status status = WriteLocked(/*sync=*/false);
   if (!status.ok()) state_.settled = before;
+  return status;
+}
+
+absl::Status StoreStateKeeper::RaiseInodes(uint64_t first) {
+  MutexLock lock(&mutex_);
+  if (state_.inode_lead >= first) return absl::OkStatus();
+  // So much that no number that waits to be used, and is lower than others, meets
+  // with what those have made.
+  const uint64_t before = state_.inode_lead;
+  state_.inode_lead = std::max(first, before + state_.counter_end);
+  CFS_CHECK(state_.inode_lead + state_.counter_end < kCounterMask);
+  const absl::Status status = WriteLocked(/*sync=*/true);
+  if (!status.ok()) state_.inode_lead = before;
   return status;
 }
 

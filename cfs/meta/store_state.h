@@ -26,6 +26,18 @@ class StoreStateKeeper {
   std::pair<uint64_t, uint64_t> unsettled() const { return unsettled_; }
   uint32_t attr_epoch() const { return attr_epoch_; }
 
+  // What is to be added to a fresh number to make an inode counter of it.
+  uint64_t inode_lead() {
+    MutexLock lock(&mutex_);
+    return state_.inode_lead;
+  }
+  // An inode counter above all that were given out.
+  uint64_t inode_end() {
+    MutexLock lock(&mutex_);
+    return state_.counter_end + state_.inode_lead;
+  }
+  // From now on, and after power loss, inode counters are at least `first`.
+  absl::Status RaiseInodes(uint64_t first);
   // A fresh number. Waits for a synced commit only if TopUp has not kept up.
   absl::StatusOr<uint64_t> Next();
   // Reserves the next block when less than half of one is left. Called by a

@@ -5,6 +5,7 @@
 
 #include "cfs/base/limits.h"
 #include "cfs/base/log.h"
+#include "cfs/base/steady_clock.h"
 #include "cfs/base/thread_name.h"
 
 namespace cfs {
@@ -34,9 +35,9 @@ void WalSyncer::Run() {
     {
       MutexLock lock(&mutex_);
       const auto deadline =
-          std::chrono::steady_clock::now() + std::chrono::milliseconds(kWalSyncMilliseconds);
+          SteadyClock::now() + std::chrono::milliseconds(kWalSyncMilliseconds);
       while (waiters_.empty() && !stopping_) {
-        const auto left = deadline - std::chrono::steady_clock::now();
+        const auto left = deadline - SteadyClock::now();
         if (left.count() <= 0) break;
         wake_.WaitFor(&mutex_, left);
       }

@@ -3,12 +3,12 @@
 #define CFS_META_WAL_SYNCER_H_
 
 #include <atomic>
-#include <thread>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "cfs/base/mutex.h"
+#include "cfs/base/thread.h"
 #include "cfs/meta/store.h"
 
 namespace cfs {
@@ -42,7 +42,7 @@ class WalSyncer {
   CondVar wake_;
   std::vector<Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;
+  Thread thread_;
 };
 
 }  // namespace cfs

@@ -25,6 +25,8 @@ absl::Status CheckXattrName(absl::string_view name) {
   return PosixError(EOPNOTSUPP);
 }
 
+constexpr char kCapabilityXattr[] = "security.capability";
+
 // Presence, without its value.
 absl::StatusOr<bool> Exists(Shard* shard, InodeId ino, const InodeRecord& record,
                             absl::string_view name) {
@@ -51,6 +53,15 @@ absl::Status DropXattr(Shard* shard, InodeId ino, absl::string_view name, InodeR
   update->DeleteXattr(ino, name);
   record->xattr_list_bytes -= static_cast<uint32_t>(name.size() + 1);
   return absl::OkStatus();
+}
+
+absl::Status DropCapability(Shard* shard, InodeId ino, InodeRecord* record,
+                            Shard::Update* update) {
+  if (record->xattr_list_bytes == 0) return absl::OkStatus();
+  const auto value = shard->GetXattr(ino, kCapabilityXattr);
+  if (absl::IsNotFound(value.status()) || (value.ok() && value->empty())) return absl::OkStatus();
+  CFS_RETURN_IF_ERROR(value.status());
+  return DropXattr(shard, ino, kCapabilityXattr, record, update);
 }
 
 absl::StatusOr<std::string> GetXattr(Shard* shard, InodeId ino, absl::string_view name) {
@@ -83,7 +94,11 @@ absl::Status SetXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view
   if (!exists && record.xattr_list_bytes + name.size() + 1 > kXattrListBytesMax) {
     return PosixError(ENOSPC);
   }
-  Shard::Update update(shard);
+  if (name == kPlacementXattr) {
+    if (!record.IsDirectory()) return PosixError(ENOTDIR);
+    if (value != kPlacementLocal && value != kPlacementSpread) return PosixError(EINVAL);
+  }
+  Shard::Update update(shard, Shard::Update::Purpose::kRequested);
   bool keep = true;
   if (name == kAccessAclXattr) {
     if (S_ISLNK(record.mode)) return PosixError(EOPNOTSUPP);
@@ -119,7 +134,7 @@ absl::Status RemoveXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_v
   if (!exists) return is_acl ? absl::OkStatus() : PosixError(ENODATA);
   if (name == kAccessAclXattr) record.flags &= ~kHasAccessAcl;
   if (name == kDefaultAclXattr) record.flags &= ~kHasDefaultAcl;
-  Shard::Update update(shard);
+  Shard::Update update(shard, Shard::Update::Purpose::kRequested);
   CFS_RETURN_IF_ERROR(DropXattr(shard, ino, name, &record, &update));
   record.ctime = clock->Now();
   update.PutInode(ino, std::move(record));

@@ -12,10 +12,15 @@
 
 namespace cfs {
 
-inline constexpr char kCapabilityXattr[] = "security.capability";
+// Of a directory: where new directories in it get their slot, "local" or "spread".
+// They inherit it.
+inline constexpr char kPlacementXattr[] = "user.cfs.placement";
+inline constexpr char kPlacementLocal[] = "local";
+inline constexpr char kPlacementSpread[] = "spread";
 
 // Each takes the inode's stripe lock itself. Errors as in xattr(7): ENODATA,
-// EEXIST, ERANGE (name too long), E2BIG, EOPNOTSUPP (no such namespace).
+// EEXIST, ERANGE (name too long), E2BIG, EOPNOTSUPP (no such namespace); of
+// kPlacementXattr also ENOTDIR, and EINVAL for another value.
 absl::StatusOr<std::string> GetXattr(Shard* shard, InodeId ino, absl::string_view name);
 absl::StatusOr<std::vector<std::string>> ListXattrs(Shard* shard, InodeId ino);
 // An access ACL changes the permission bits too; `clear_setgid` says that the
@@ -30,6 +35,9 @@ void AddXattr(InodeId ino, absl::string_view name, absl::string_view value, Inod
               Shard::Update* update);
 absl::Status DropXattr(Shard* shard, InodeId ino, absl::string_view name, InodeRecord* record,
                        Shard::Update* update);
+// What a write and a change of owner do. An empty value grants nothing and stays,
+// as Linux has it.
+absl::Status DropCapability(Shard* shard, InodeId ino, InodeRecord* record, Shard::Update* update);
 
 }  // namespace cfs
 

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "cfs/base/slot_set.h"
 #include "cfs/base/types.h"
 #include "cfs/ring/ring.h"
 
@@ -26,7 +27,13 @@ enum class NodeState : uint8_t {
   kUp = 2,
   kDown = 3,  // Does not answer; keeps its slots.
   kLost = 4,  // For ever: owns nothing, and stays listed until it is removed.
+  // Going to be lost: others say first what they have taken from it. Weight 0.
+  kRemoving = 5,
 };
+// Nobody will ever hear of the node again.
+constexpr bool IsGone(NodeState state) {
+  return state == NodeState::kLost || state == NodeState::kRemoving;
+}
 
 struct ClusterNode {
   NodeId id{0};  // Never 0.
@@ -34,6 +41,8 @@ struct ClusterNode {
   uint32_t weight = 0;  // 0: a client, or a node that gives its slots away.
   std::string machine;
   std::vector<std::string> addresses;  // At least one; unique among nodes not lost.
+  uint64_t store = 0;                  // Random, of the store: tells nodes with one id apart.
+  uint64_t incarnation = 0;            // Random, of the process. Never 0.
 
   bool operator==(const ClusterNode&) const = default;
 };
@@ -60,8 +69,13 @@ class ClusterMap {
   struct Contents {
     ClusterId cluster{};
     Epoch epoch{0};                  // Never 0.
+    std::vector<NodeId> keepers;     // Ascending; 1 to kKeepersMax nodes that are not lost.
     std::vector<ClusterNode> nodes;  // Ascending by id.
     SlotOwners owners;
+    // What the slots had went with a node, and their owner has not taken them over
+    // yet, empty.
+    SlotSet vacant;
+    uint8_t losses = 0;  // Nodes that were lost, ever.
 
     bool operator==(const Contents&) const = default;
   };
@@ -70,35 +84,51 @@ class ClusterMap {
   // `previous` if that is equal; null: computes it.
   static absl::StatusOr<ClusterMapPtr> Make(Contents contents, const ClusterMap* previous);
 
-  // A cluster of one, epoch 1: `first` is up and owns all slots.
+  // A cluster of one, epoch 1: `first` is up, owns all slots, and is the keeper.
   static absl::StatusOr<ClusterMapPtr> Found(const ClusterId& cluster, ClusterNode first);
 
   // The nodes are joining and own nothing; slots are in hand-over to them.
   absl::StatusOr<ClusterMapPtr> Join(absl::Span<const ClusterNode> joiners) const;
+  // All of it in one epoch: a Join of `joiners` and an Update by each of
+  // `changed`. One of the two may be empty.
+  absl::StatusOr<ClusterMapPtr> Change(absl::Span<const ClusterNode> joiners,
+                                       absl::Span<const ClusterNode> changed) const;
   // Replaces what is said of a node: up or down, restarted at other addresses,
   // another weight. Weight 0 begins its leaving: all its slots are in hand-over.
   // No node that ever was up is joining again; lost is for MarkLost.
   absl::StatusOr<ClusterMapPtr> Update(const ClusterNode& node) const;
   // `to` owns the slots, each of which `from` owned: a report that comes twice
-  // or late is refused. Any node that is not lost may be `to`, for a change of
+  // or late is refused. Any node that is not gone may be `to`, for a change of
   // the ring does not undo what both ends have committed.
   absl::StatusOr<ClusterMapPtr> HandedOver(absl::Span<const Slot> slots, NodeId from,
                                            NodeId to) const;
-  // Its slots go, without a hand-over, to the nodes that the ring wants now.
-  absl::StatusOr<ClusterMapPtr> MarkLost(NodeId id) const;
-  // Removes a node that owns nothing.
+  // `node` has taken over those of the slots that are vacant and its own.
+  absl::StatusOr<ClusterMapPtr> Adopted(const SlotSet& slots, NodeId node) const;
+  // The node is down, and going to be lost. It does not own the root's slot.
+  absl::StatusOr<ClusterMapPtr> MarkRemoving(NodeId id) const;
+  // Its slots go, without a hand-over, to the nodes that the ring wants now, and
+  // are vacant; so do those that are not among `held`, which nobody else has.
+  absl::StatusOr<ClusterMapPtr> MarkLost(NodeId id, const SlotSet& held = SlotSet().set()) const;
+  // Removes a node that owns nothing and is no keeper.
   absl::StatusOr<ClusterMapPtr> Leave(NodeId id) const;
 
   const Contents& contents() const { return contents_; }
   const ClusterId& cluster() const { return contents_.cluster; }
   Epoch epoch() const { return contents_.epoch; }
   const std::vector<ClusterNode>& nodes() const { return contents_.nodes; }
+  const std::vector<NodeId>& keepers() const { return contents_.keepers; }
   // Null if there is none.
   const ClusterNode* Find(NodeId id) const;
+  bool IsKeeper(NodeId id) const;
 
   NodeId OwnerOf(Slot slot) const { return contents_.owners[Raw(slot)]; }
   NodeId WantedOf(Slot slot) const { return (*ring_.wanted)[Raw(slot)]; }
   bool InHandOver(Slot slot) const { return OwnerOf(slot) != WantedOf(slot); }
+  bool IsVacant(Slot slot) const { return contents_.vacant[Raw(slot)]; }
+  const SlotSet& vacant() const { return contents_.vacant; }
+  uint8_t losses() const { return contents_.losses; }
+  // Some node is going to be lost.
+  bool IsRemoving() const;
   // Indexed by slot.
   const SlotOwners& owners() const { return contents_.owners; }
   const SlotOwners& wanted() const { return *ring_.wanted; }

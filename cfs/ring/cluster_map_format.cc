@@ -16,47 +16,48 @@ namespace {
 
 constexpr size_t kRunMax = 256;
 static_assert(kClusterNodesMax < UINT16_MAX && kNodeTextBytesMax <= UINT8_MAX &&
-              kNodeAddressesMax <= UINT8_MAX);
+              kNodeAddressesMax <= UINT8_MAX && kKeepersMax <= UINT8_MAX);
 
 absl::Status Corrupt(absl::string_view what) {
   return absl::DataLossError(absl::StrCat("cluster map: ", what));
-}
-
-void AppendText(std::string* out, absl::string_view text) {
-  AppendLittle(out, static_cast<uint8_t>(text.size()));
-  out->append(text.data(), text.size());
-}
-
-bool ConsumeText(absl::string_view* in, std::string* text) {
-  uint8_t size;
-  if (!ConsumeLittle(in, &size) || in->size() < size) return false;
-  text->assign(in->data(), size);
-  in->remove_prefix(size);
-  return true;
 }
 
 void AppendNode(std::string* out, const ClusterNode& node) {
   AppendLittle(out, Raw(node.id));
   AppendLittle(out, static_cast<uint8_t>(node.state));
   AppendLittle(out, node.weight);
-  AppendText(out, node.machine);
+  AppendLittle(out, node.store);
+  AppendLittle(out, node.incarnation);
+  AppendSized<uint8_t>(out, node.machine);
   AppendLittle(out, static_cast<uint8_t>(node.addresses.size()));
-  for (const std::string& address : node.addresses) AppendText(out, address);
+  for (const std::string& address : node.addresses) AppendSized<uint8_t>(out, address);
 }
 
 bool ConsumeNode(absl::string_view* in, ClusterNode* node) {
   uint32_t id;
   uint8_t state, addresses;
   if (!ConsumeLittle(in, &id) || !ConsumeLittle(in, &state) || !ConsumeLittle(in, &node->weight) ||
-      !ConsumeText(in, &node->machine) || !ConsumeLittle(in, &addresses)) {
+      !ConsumeLittle(in, &node->store) || !ConsumeLittle(in, &node->incarnation) ||
+      !ConsumeSized<uint8_t>(in, &node->machine) || !ConsumeLittle(in, &addresses)) {
     return false;
   }
   node->id = NodeId{id};
   node->state = static_cast<NodeState>(state);
   for (; addresses > 0; --addresses) {
-    if (!ConsumeText(in, &node->addresses.emplace_back())) return false;
+    if (!ConsumeSized<uint8_t>(in, &node->addresses.emplace_back())) return false;
   }
   return true;
+}
+
+absl::Status ConsumeKeepers(absl::string_view* in, std::vector<NodeId>* keepers) {
+  uint8_t count;
+  if (!ConsumeLittle(in, &count)) return Corrupt("too short");
+  for (; count > 0; --count) {
+    uint32_t id;
+    if (!ConsumeLittle(in, &id)) return Corrupt("too short");
+    keepers->push_back(NodeId{id});
+  }
+  return absl::OkStatus();
 }
 
 // Makes `nodes`, which are those of the base, those of the map.
@@ -110,10 +111,12 @@ void AppendNodes(std::string* out, const ClusterMap* base, const ClusterMap& map
 }
 
 void AppendOwners(std::string* out, const ClusterMap* base, const ClusterMap& map) {
+  const ClusterNode* last = map.nodes().data();
   const auto code = [&](size_t slot) -> uint16_t {
     const NodeId owner = map.owners()[slot];
     if (base != nullptr && base->owners()[slot] == owner) return 0;
-    return static_cast<uint16_t>(1 + (map.Find(owner) - map.nodes().data()));
+    if (last->id != owner) last = map.Find(owner);
+    return static_cast<uint16_t>(1 + (last - map.nodes().data()));
   };
   uint16_t run_code = code(0);
   for (size_t begin = 0, end = 1; begin < kSlotCount; ++end) {
@@ -140,14 +143,40 @@ absl::Status ConsumeOwners(absl::string_view* in, const std::vector<ClusterNode>
   return absl::OkStatus();
 }
 
+void AppendLosses(std::string* out, const ClusterMap& map) {
+  AppendLittle(out, map.losses());
+  AppendLittle(out, static_cast<uint8_t>(map.vacant().any()));
+  if (map.vacant().none()) return;
+  for (size_t i = 0; i < kSlotCount; i += 8) {
+    uint8_t bits = 0;
+    for (size_t bit = 0; bit < 8; ++bit) bits |= map.vacant()[i + bit] << bit;
+    AppendLittle(out, bits);
+  }
+}
+
+absl::Status ConsumeLosses(absl::string_view* in, ClusterMap::Contents* map) {
+  uint8_t any;
+  if (!ConsumeLittle(in, &map->losses) || !ConsumeLittle(in, &any)) return Corrupt("too short");
+  if (any > 1) return Corrupt("neither vacant nor not");
+  for (size_t i = 0; any == 1 && i < kSlotCount; i += 8) {
+    uint8_t bits;
+    if (!ConsumeLittle(in, &bits)) return Corrupt("too short");
+    for (size_t bit = 0; bit < 8; ++bit) map->vacant[i + bit] = bits >> bit & 1;
+  }
+  return absl::OkStatus();
+}
+
 std::string Encode(const ClusterMap* base, const ClusterMap& map) {
   std::string out;
   AppendLittle(&out, kMapVersion);
   AppendLittle(&out, base == nullptr ? 0 : Raw(base->epoch()));
   AppendLittle(&out, Raw(map.epoch()));
   out.append(map.cluster().begin(), map.cluster().end());
+  AppendLittle(&out, static_cast<uint8_t>(map.keepers().size()));
+  for (NodeId keeper : map.keepers()) AppendLittle(&out, Raw(keeper));
   AppendNodes(&out, base, map);
   AppendOwners(&out, base, map);
+  AppendLosses(&out, map);
   AppendLittle(&out, Hash64(out));
   return out;
 }
@@ -189,8 +218,10 @@ absl::StatusOr<ClusterMapPtr> Decode(const ClusterMap* base, absl::string_view i
   } else {
     map.owners.resize(kSlotCount);
   }
+  CFS_RETURN_IF_ERROR(ConsumeKeepers(&in, &map.keepers));
   CFS_RETURN_IF_ERROR(ConsumeNodes(&in, &map.nodes));
   CFS_RETURN_IF_ERROR(ConsumeOwners(&in, map.nodes, &map.owners));
+  if (version > 1) CFS_RETURN_IF_ERROR(ConsumeLosses(&in, &map));
   if (!in.empty()) return Corrupt("too long");
   absl::StatusOr<ClusterMapPtr> made = ClusterMap::Make(std::move(map), base);
   if (!made.ok()) return absl::DataLossError(made.status().message());

@@ -1,4 +1,4 @@
-// The cluster map as it is sent and stored. Stable(map-v1): a change needs a
+// The cluster map as it is sent and stored. Stable(map-v2): a change needs a
 // version step, golden values in tests/unit/ring, and an ADR; so does a change
 // of PlaceSlots, for what the ring wants is computed by whoever reads the map.
 //
@@ -6,15 +6,19 @@
 // nothing. Integers are little-endian; text is length(1) bytes.
 //
 //   version(1) base epoch(8) epoch(8) cluster(16)
+//   count(1) {id(4)}                                    keepers
 //   count(2) {id(4)}                                    nodes that are gone
-//   count(2) {id(4) state(1) weight(4) machine text     nodes that are new or
-//             count(1) {address text}}                  changed
+//   count(2) {id(4) state(1) weight(4) store(8)         nodes that are new or
+//             incarnation(8) machine text               changed
+//             count(1) {address text}}
 //   {owner(2) slots - 1 (1)}                            runs, over all slots:
 //                                                       0: the base's owner,
 //                                                       else 1 + index of node
+//   losses(1) is(1) [a bit a slot(8192)]                nodes lost so far; vacant
+//                                                       slots, if `is` is 1
 //   XXH3 of all before(8)                               last in every version
 //
-// A whole map has base epoch 0.
+// A whole map has base epoch 0. Version 1 had no losses.
 #ifndef CFS_RING_CLUSTER_MAP_FORMAT_H_
 #define CFS_RING_CLUSTER_MAP_FORMAT_H_
 
@@ -26,7 +30,7 @@
 
 namespace cfs {
 
-inline constexpr uint8_t kMapVersion = 1;
+inline constexpr uint8_t kMapVersion = 2;
 
 // At most 3 bytes a slot, and what describes the nodes: 260 KiB at 1,024 nodes.
 std::string EncodeMap(const ClusterMap& map);

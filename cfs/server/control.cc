@@ -20,8 +20,8 @@
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
 #include "cfs/base/log.h"
-#include "cfs/base/thread_name.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/base/thread_name.h"
 
 namespace cfs {
 namespace {

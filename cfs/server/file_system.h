@@ -20,7 +20,6 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -42,6 +41,13 @@ struct Attr {
   // Of a file that did not exist before: what happens to it in the first tick of
   // the clock that stamps files cannot be told from its creation.
   bool fresh = false;
+  // Nothing but the inode number, and the type that its name says, is known here:
+  // its owner has the rest.
+  bool elsewhere = false;
+  // Where a regular file's data is. If that is not the node that answers, size,
+  // blocks and times are still to be had from there.
+  NodeId home{0};
+  BackingId backing = kNoBacking;
 };
 
 // An open file of one client; made by Open, ended by Release.
@@ -53,6 +59,8 @@ struct OpenResult {
   BackingId backing = kNoBacking;
   // Passthrough registration of a fresh file; 0: register it.
   int registration = 0;
+  // The data is another node's: no page of it is kept here.
+  bool remote = false;
 };
 
 struct CreateResult {
@@ -83,6 +91,12 @@ struct SetAttrRequest {
   timespec mtime{};
 };
 
+// Data that no inode has yet, and the time by the clock that will stamp it.
+struct FreshData {
+  BackingId backing = kNoBacking;
+  timespec now{};
+};
+
 // An entry of a directory with the attributes that its inode had meanwhile.
 struct ListedEntry {
   DirectoryEntry entry;
@@ -90,15 +104,28 @@ struct ListedEntry {
   Attr attr;
 };
 
-// Data of a read: `size` bytes at `offset` of `fd`, which lives until the
-// completion returns. A later kind will carry bytes that came from a peer.
+// Data of a read: `size` bytes, either at `bytes` (what a peer sent) or at
+// `offset` of `fd`. Both live until the completion returns.
 struct ReadResult {
   int fd = -1;
   uint64_t offset = 0;
   size_t size = 0;
+  const char* bytes = nullptr;
 };
-// Writes what a request carries to a descriptor at an offset; bytes or error.
-using WriteSource = absl::FunctionRef<absl::StatusOr<size_t>(int fd, uint64_t offset)>;
+struct WriteMode {
+  bool append = false;  // To where the end is by then, not at the offset.
+  bool kill_privileges = false;
+};
+// What a write request carries.
+class WriteSource {
+ public:
+  virtual ~WriteSource() = default;
+  virtual size_t size() const = 0;
+  // Writes it to a descriptor at an offset; bytes or error.
+  virtual absl::StatusOr<size_t> WriteTo(int fd, uint64_t offset) = 0;
+  // Its bytes, to keep, instead: given away where that is possible, else copied.
+  virtual absl::StatusOr<std::shared_ptr<char[]>> Take() = 0;
+};
 
 struct FileLock {
   uint64_t start = 0;
@@ -126,6 +153,10 @@ class KernelCache {
 class FileSystem {
  public:
   virtual ~FileSystem() = default;
+
+  // Others change it too: a kernel may keep neither names nor attributes, and
+  // locks are taken here. Never changes.
+  virtual bool IsShared() const { return false; }
 
   virtual void Lookup(InodeId dir, absl::string_view name, Done<Attr> done) = 0;
   // The kernel no longer knows the inode.
@@ -167,6 +198,8 @@ class FileSystem {
                              Done<CreateResult> done) = 0;
   // Drops the locks that were taken through the handle.
   virtual void Release(HandleId handle) = 0;
+  // What OpenResult said of it.
+  virtual bool IsRemote(HandleId) { return false; }
   // close(2) by `owner`: drops its record locks.
   virtual void Flush(HandleId handle, uint64_t owner, DoneStatus done) = 0;
 
@@ -177,7 +210,7 @@ class FileSystem {
   // Data through the daemon. Only without passthrough.
   virtual void Read(HandleId handle, uint64_t offset, size_t size, Done<ReadResult> done) = 0;
   // `source` runs before the call returns.
-  virtual void Write(HandleId handle, uint64_t offset, bool kill_privileges, WriteSource source,
+  virtual void Write(HandleId handle, uint64_t offset, WriteMode mode, WriteSource* source,
                      Done<size_t> done) = 0;
 
   virtual void Allocate(HandleId handle, int mode, uint64_t offset, uint64_t length,

@@ -12,18 +12,23 @@
 #include "cfs/base/limits.h"
 #include "cfs/base/log.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/base/steady_clock.h"
 #include "cfs/base/thread_name.h"
+#include "cfs/meta/request_scope.h"
 #include "cfs/server/local_file_system.h"
 
 namespace cfs {
+namespace {
+
+constexpr uint64_t kPageBytes = 4096;
+
+}  // namespace
 
 class LocalFileSystem::Descriptor {
  public:
   Descriptor(const LocalFileSystem* fs, const OpenFile* file, int flags) {
-    if (file->fd.valid()) {
-      fd_ = file->fd.get();
-      return;
-    }
+    fd_ = flags & O_APPEND ? -1 : file->kept.load(std::memory_order_acquire);
+    if (fd_ >= 0) return;
     auto opened = fs->chunks_->OpenFile(file->backing, flags);
     if (!opened.ok()) {
       LogError("backing file cannot be opened backing=", Raw(file->backing),
@@ -34,10 +39,28 @@ class LocalFileSystem::Descriptor {
     own_ = *std::move(opened);
     fd_ = own_.get();
   }
+  // For a read or write: another one is likely to come, so while there are few the
+  // descriptor is kept.
+  static Descriptor ForData(LocalFileSystem* fs, OpenFile* file) {
+    Descriptor fd(fs, file, (file->writes() ? O_RDWR : O_RDONLY) | (file->flags & O_NOATIME));
+    if (fd.own_.valid()) fd.Keep(fs, file);
+    return fd;
+  }
   const absl::Status& status() const { return status_; }
   int get() const { return fd_; }
 
  private:
+  void Keep(LocalFileSystem* fs, OpenFile* file) {
+    int none = -1;
+    if (fs->kept_descriptors_.fetch_add(1, std::memory_order_relaxed) <
+            static_cast<int>(kDescriptorCacheMax) &&
+        file->kept.compare_exchange_strong(none, fd_, std::memory_order_acq_rel)) {
+      own_.release();
+      return;
+    }
+    fs->kept_descriptors_.fetch_sub(1, std::memory_order_relaxed);
+  }
+
   absl::Status status_;
   UniqueFd own_;
   int fd_ = -1;
@@ -76,17 +99,7 @@ absl::Status LocalFileSystem::BeginWriting(InodeId ino, OpenInode* inode, bool* 
 }
 
 HandleId LocalFileSystem::NewHandle(InodeId ino, OpenInode* inode, int flags) {
-  auto* file = new OpenFile{ino, inode, inode->backing, flags, UniqueFd()};
-  if (daemon_io_) {
-    if (kept_descriptors_.fetch_add(1, std::memory_order_relaxed) <
-        static_cast<int>(kDescriptorCacheMax)) {
-      auto fd = chunks_->OpenFile(inode->backing,
-                                  (file->writes() ? O_RDWR : O_RDONLY) | (flags & O_NOATIME));
-      if (fd.ok()) file->fd = *std::move(fd);
-    }
-    if (!file->fd.valid()) kept_descriptors_.fetch_sub(1, std::memory_order_relaxed);
-  }
-  return HandleId(reinterpret_cast<uint64_t>(file));
+  return HandleId(reinterpret_cast<uint64_t>(new OpenFile{ino, inode, inode->backing, flags}));
 }
 
 absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
@@ -101,6 +114,7 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
     absl::StatusOr<InodeRecord> record = RecordOf(ino, &ghost);
     CFS_RETURN_IF_ERROR(record.status());
     if (!record->IsRegular()) return PosixError(record->IsDirectory() ? EISDIR : EINVAL);
+    if (record->home != node_) return PosixError(EREMOTE);
     if (record->backing == kNoBacking) return PosixError(ESTALE);  // Freed already.
     if (record->attr_epoch != attr_epoch_) CFS_RETURN_IF_ERROR(MergeBacking(&*record));
     open = open_.FindOrAdd(ino, record->backing);
@@ -174,7 +188,7 @@ absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, In
                                                         int flags, bool unnamed) {
   CFS_RETURN_IF_ERROR(RoomToGrow());
   CFS_ASSIGN_OR_RETURN(const FreshFile fresh, chunks_->TakeFresh());
-  const InodeId ino = MakeInode(SlotOf(dir), Raw(fresh.backing));
+  const InodeId ino = MakeInode(SlotOf(dir), Raw(fresh.backing) + state_->inode_lead());
   const bool writes = (flags & O_ACCMODE) != O_RDONLY;
   OpenInode* open;
   {
@@ -190,6 +204,7 @@ absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, In
       ++open->readers;
     }
   }
+  if (RequestScope* request = RequestScope::Current()) request->SetInode(ino);
   Namespace::NewInode inode{ino, {}, /*open_mark=*/true};
   inode.record.mode = mode;
   inode.record.layout = Layout::kWhole;
@@ -244,7 +259,10 @@ void LocalFileSystem::CreateUnnamed(const Caller& caller, InodeId dir, uint32_t 
 
 absl::Status LocalFileSystem::EraseOrphan(InodeId ino, const InodeRecord& record, bool marked) {
   Shard::Update update(shard_.get());
-  CFS_RETURN_IF_ERROR(names_->EraseInode(ino, record, marked, &update));
+  InodeRecord erased = record;
+  // What is another node's to free is not doomed here.
+  if (erased.home != node_) erased.backing = kNoBacking;
+  CFS_RETURN_IF_ERROR(names_->EraseInode(ino, erased, marked, &update));
   update.DeleteQueue(QueueKind::kOrphan, ino);
   return update.Commit();
 }
@@ -257,9 +275,14 @@ void LocalFileSystem::Unpin(InodeId ino, OpenInode* inode, bool writer) {
     --inode->readers;
   }
   if (!inode->open()) {
-    if (inode->ghost) return open_.Erase(ino);
+    if (inode->ghost || inode->foreign) return open_.Erase(ino);
     const auto record = shard_->GetInode(ino);
     if (record.ok() && record->nlink == 0) {
+      if (keep_orphans_.load(std::memory_order_relaxed)) return open_.Erase(ino);
+      if (in_cluster_) {
+        NoteOrphan({ino, record->home, record->backing});
+        return QueueSettle(ino, inode);
+      }
       const absl::Status erased = EraseOrphan(ino, *record, inode->marked);
       if (!erased.ok()) {
         LogWarn("unlinked file stays until the next start ino=", Raw(ino),
@@ -270,7 +293,7 @@ void LocalFileSystem::Unpin(InodeId ino, OpenInode* inode, bool writer) {
       return open_.Erase(ino);
     }
   }
-  if (inode->writers > 0) return;
+  if (inode->writers > 0 || inode->foreign) return;
   if (!writer && !inode->marked && !inode->queued) {
     // All that a reader can leave behind is an access time.
     const auto record = shard_->GetInode(ino);
@@ -292,8 +315,8 @@ bool LocalFileSystem::AccessTimeMoves(const InodeRecord& record) const {
 void LocalFileSystem::Release(HandleId handle) {
   OpenFile* const file = FileOf(handle);
   locks_.DropHandle(file->ino, handle);
-  if (file->fd.valid()) {
-    file->fd.reset();
+  if (const int kept = file->kept.load(std::memory_order_acquire); kept >= 0) {
+    close(kept);
     kept_descriptors_.fetch_sub(1, std::memory_order_relaxed);
   }
   {
@@ -336,35 +359,38 @@ void LocalFileSystem::SyncDirectory(InodeId, DoneStatus done) {
 }
 
 // True if both ends of the range are in the page cache: readahead brings runs.
-bool LocalFileSystem::IsResident(int fd, uint64_t offset, size_t size) {
+bool LocalFileSystem::IsResident(int fd, uint64_t offset, size_t size) const {
+  if (chunks_->in_memory()) return true;
   char byte;
   iovec iov{&byte, 1};
-  for (const uint64_t at : {offset, offset + size - 1}) {
-    if (preadv2(fd, &iov, 1, static_cast<off_t>(at), RWF_NOWAIT) < 0) return false;
-  }
-  return true;
+  const uint64_t last = offset + size - 1;
+  // Not the last one alone: behind the end of the file nothing has to be resident.
+  if (preadv2(fd, &iov, 1, static_cast<off_t>(offset), RWF_NOWAIT) < 0) return false;
+  return offset / kPageBytes == last / kPageBytes ||
+         preadv2(fd, &iov, 1, static_cast<off_t>(last), RWF_NOWAIT) >= 0;
 }
 
 void LocalFileSystem::Read(HandleId handle, uint64_t offset, size_t size,
                            Done<ReadResult> done) {
   OpenFile* const file = FileOf(handle);
   if (size == 0) return done(ReadResult{});
-  auto fd = std::make_unique<Descriptor>(this, file, O_RDONLY);
-  if (!fd->status().ok()) return done(fd->status());
-  if (IsResident(fd->get(), offset, size)) return done(ReadResult{fd->get(), offset, size});
+  auto fd = Descriptor::ForData(this, file);
+  if (!fd.status().ok()) return done(fd.status());
+  if (IsResident(fd.get(), offset, size)) return done(ReadResult{fd.get(), offset, size});
   io_->Run([fd = std::move(fd), offset, size, done = std::move(done)]() mutable {
-    done(ReadResult{fd->get(), offset, size});
+    done(ReadResult{fd.get(), offset, size});
   });
 }
 
-void LocalFileSystem::Write(HandleId handle, uint64_t offset, bool kill_privileges,
-                            WriteSource source, Done<size_t> done) {
+void LocalFileSystem::Write(HandleId handle, uint64_t offset, WriteMode mode,
+                            WriteSource* source, Done<size_t> done) {
   OpenFile* const file = FileOf(handle);
-  const Descriptor fd(this, file, O_RDWR);
+  const Descriptor fd = mode.append ? Descriptor(this, file, O_RDWR | O_APPEND)
+                                    : Descriptor::ForData(this, file);
   if (!fd.status().ok()) return done(fd.status());
-  absl::StatusOr<size_t> written = source(fd.get(), offset);
+  absl::StatusOr<size_t> written = source->WriteTo(fd.get(), offset);
   if (!written.ok()) return done(std::move(written));
-  if (kill_privileges) {
+  if (mode.kill_privileges) {
     StripeLocks::Hold hold(&shard_->locks(), {file->ino});
     SetAttrRequest request;
     request.fields = kKillPrivileges;
@@ -377,6 +403,43 @@ void LocalFileSystem::Write(HandleId handle, uint64_t offset, bool kill_privileg
          if (!s.ok()) return done(std::move(s));
          done(written);
        });
+}
+
+absl::StatusOr<size_t> LocalFileSystem::ReadInto(HandleId handle, uint64_t offset, char* bytes,
+                                                 size_t size, bool wait) {
+  const Descriptor fd = Descriptor::ForData(this, FileOf(handle));
+  if (!fd.status().ok()) return fd.status();
+  // tmpfs refuses NOWAIT, and has nothing to wait for.
+  const int flags = wait || chunks_->in_memory() ? 0 : RWF_NOWAIT;
+  size_t have = 0;
+  while (have < size) {
+    iovec iov{bytes + have, size - have};
+    const ssize_t n = preadv2(fd.get(), &iov, 1, static_cast<off_t>(offset + have), flags);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return PosixError(errno);
+    if (n == 0) break;
+    have += static_cast<size_t>(n);
+  }
+  return have;
+}
+
+bool LocalFileSystem::WriteNow(HandleId handle, uint64_t offset, absl::string_view bytes) {
+  OpenFile* const file = FileOf(handle);
+  // A part of it might be written, and others would see that; of a page, all or nothing.
+  const bool in_page =
+      !bytes.empty() && offset / kPageBytes == (offset + bytes.size() - 1) / kPageBytes;
+  // XFS looks for space by writing back all there is, NOWAIT or not.
+  if (!in_page || (file->flags & O_DSYNC) ||
+      space_is_short_.load(std::memory_order_relaxed)) {
+    return false;
+  }
+  const Descriptor fd = Descriptor::ForData(this, file);
+  if (!fd.status().ok()) return false;
+  iovec iov{const_cast<char*>(bytes.data()), bytes.size()};
+  // Not without NOWAIT where nothing is to be waited for (tmpfs): whoever has the
+  // file's lock may be waiting, in a page fault, for what this thread is to bring.
+  return pwritev2(fd.get(), &iov, 1, static_cast<off_t>(offset), RWF_NOWAIT) ==
+         static_cast<ssize_t>(bytes.size());
 }
 
 void LocalFileSystem::Allocate(HandleId handle, int mode, uint64_t offset, uint64_t length,
@@ -423,11 +486,28 @@ void LocalFileSystem::Seek(HandleId handle, uint64_t offset, int whence, Done<ui
   done(static_cast<uint64_t>(at));
 }
 
-void LocalFileSystem::StatFs(Done<struct statvfs> done) {
-  absl::StatusOr<struct statvfs> space = chunks_->Space();
-  if (space.ok()) space->f_namemax = kNameBytesMax;
-  done(std::move(space));
+absl::StatusOr<struct statvfs> LocalFileSystem::Space() const {
+  CFS_ASSIGN_OR_RETURN(struct statvfs space, chunks_->Space());
+  space.f_namemax = kNameBytesMax;
+  return space;
 }
+
+uint64_t RoomForFiles(const struct statvfs& space) {
+  const uint64_t unit = space.f_frsize;
+  const uint64_t floor = std::min(kSpillBytesMax, space.f_blocks * unit / kSpillShare);
+  const uint64_t free = space.f_bavail * unit;
+  // Some file systems do not count inodes.
+  const bool numbers = space.f_files == 0 || space.f_favail > kSpareInodes;
+  return numbers && free > floor ? free - floor : 0;
+}
+
+bool LocalFileSystem::HasRoomForFiles() const {
+  if (!space_is_short_.load(std::memory_order_relaxed)) return true;
+  const absl::StatusOr<struct statvfs> space = chunks_->Space();
+  return space.ok() && RoomForFiles(*space) > 0;
+}
+
+void LocalFileSystem::StatFs(Done<struct statvfs> done) { done(Space()); }
 
 void LocalFileSystem::GetLock(HandleId handle, uint64_t owner, FileLock lock,
                               Done<FileLock> done) {
@@ -491,15 +571,16 @@ void LocalFileSystem::SettleBatch(absl::Span<const InodeId> batch, uint64_t sett
     if (!ProbeLocked(ino)) continue;
     OpenInode* const open = open_.Find(ino);
     const auto record = shard_->GetInode(ino);
-    if (!record.ok()) {
-      // Unlinked meanwhile, its mark with it.
+    if (absl::IsNotFound(record.status()) || open->foreign) {
+      // Unlinked meanwhile, its mark with it; or another node's by now.
       open->queued = false;
-      if (absl::IsNotFound(record.status()) && !open->open()) open_.Erase(ino);
+      if (!open->open()) open_.Erase(ino);
       continue;
     }
-    InodeRecord merged = *record;
-    if (!MergeBacking(&merged).ok()) {
-      open->queued = false;
+    InodeRecord merged = record.ok() ? *record : InodeRecord();
+    if (!record.ok() || !MergeBacking(&merged).ok()) {
+      MutexLock lock(&background_mutex_);
+      settle_busy_.push_back(ino);
       continue;
     }
     merged.attr_epoch = attr_epoch_;
@@ -593,7 +674,7 @@ void LocalFileSystem::ReapSome(bool all) {
 
 void LocalFileSystem::RunBackground() {
   NameThread("cfs-background");
-  using Clock = std::chrono::steady_clock;
+  using Clock = SteadyClock;
   constexpr auto kGather = std::chrono::milliseconds(5);
   constexpr auto kLater = std::chrono::milliseconds(100);
   constexpr auto kSecond = std::chrono::seconds(1);
@@ -619,10 +700,8 @@ void LocalFileSystem::RunBackground() {
     if (now >= next_later) {
       next_later = now + kLater;
       const absl::StatusOr<struct statvfs> space = chunks_->Space();
-      space_is_short_.store(
-          space.ok() && (space->f_bavail < space->f_blocks / kShortSpaceShare ||
-                         space->f_favail < space->f_files / kShortSpaceShare),
-          std::memory_order_relaxed);
+      space_is_short_.store(space.ok() && space->f_bavail < space->f_blocks / kShortSpaceShare,
+                            std::memory_order_relaxed);
       MutexLock lock(&background_mutex_);
       settle_.insert(settle_.end(), settle_later_.begin(), settle_later_.end());
       settle_later_.clear();
@@ -639,6 +718,7 @@ void LocalFileSystem::RunBackground() {
     if (reap) {
       next_second = now + kSecond;
       store_->KeepReserve();
+      EndOldGhosts();
       ReapSome(/*all=*/false);
     }
   }
@@ -672,7 +752,7 @@ absl::Status LocalFileSystem::Close() {
     MutexLock lock(&ghost_mutex_);
     for (const auto& [ino, record] : ghosts_) ghosts.push_back(ino);
   }
-  for (InodeId ino : ghosts) Forget(ino);
+  for (InodeId ino : ghosts) EndGhost(ino);
   ReapSome(/*all=*/true);
   CFS_RETURN_IF_ERROR(chunks_->SyncAll());
   return state_->MarkClean();

@@ -6,16 +6,21 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <fstream>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "cfs/base/check.h"
+#include "cfs/base/coding.h"
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/log.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/base/steady_clock.h"
 #include "cfs/meta/acl.h"
+#include "cfs/meta/request_scope.h"
+#include "cfs/meta/snapshot.h"
 #include "cfs/meta/xattr.h"
 #include "cfs/ring/hash.h"
 #include "nlohmann/json.hpp"
@@ -27,6 +32,21 @@ constexpr uint32_t kBlockBytes = 4096;
 constexpr uint64_t kDirectoryBytes = 4096;
 
 timespec Later(const timespec& a, const timespec& b) { return a < b ? b : a; }
+
+// Of the boot and of the mount of the store: what was written under both is still
+// in the page cache, or on the device.
+uint64_t StorageEpoch(const std::string& path) {
+  std::string bytes;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> bytes;
+  struct statx st {};
+#ifndef STATX_MNT_ID_UNIQUE
+#define STATX_MNT_ID_UNIQUE 0x4000U
+#endif
+  if (statx(AT_FDCWD, path.c_str(), 0, STATX_MNT_ID_UNIQUE, &st) == 0) {
+    AppendLittle(&bytes, uint64_t{st.stx_mnt_id});
+  }
+  return Hash64(bytes);
+}
 
 bool UnsafeSyncAskedFor() {
 #ifdef CFS_FAULT_POINTS
@@ -41,13 +61,16 @@ bool UnsafeSyncAskedFor() {
 LocalFileSystem::LocalFileSystem(const Options& options, Clock* clock,
                                  std::unique_ptr<Store> store)
     : node_(options.node),
+      in_cluster_(options.in_cluster),
+      stores_files_(options.stores_files),
       clock_(clock),
       daemon_io_(options.daemon_io),
       unsafe_sync_(UnsafeSyncAskedFor()),
       store_(std::move(store)),
       syncer_(std::make_unique<WalSyncer>(store_.get())),
       shard_(std::make_unique<Shard>(store_.get(), syncer_.get())),
-      names_(std::make_unique<Namespace>(shard_.get(), clock, static_cast<InodeUses*>(this))),
+      names_(std::make_unique<Namespace>(shard_.get(), clock, static_cast<InodeUses*>(this),
+                                         /*alone=*/!options.in_cluster)),
       io_(std::make_unique<IoPool>(kIoThreads)) {}
 
 LocalFileSystem::~LocalFileSystem() {
@@ -66,7 +89,9 @@ LocalFileSystem::~LocalFileSystem() {
 
 absl::StatusOr<std::unique_ptr<LocalFileSystem>> LocalFileSystem::Open(const Options& options,
                                                                        Clock* clock) {
-  CFS_ASSIGN_OR_RETURN(std::unique_ptr<Store> store, OpenRocksdbStore(options.meta_path));
+  CFS_ASSIGN_OR_RETURN(std::unique_ptr<Store> store, options.open_store
+                                                         ? options.open_store()
+                                                         : OpenRocksdbStore(options.meta_path));
   std::unique_ptr<LocalFileSystem> fs(new LocalFileSystem(options, clock, std::move(store)));
   CFS_ASSIGN_OR_RETURN(fs->state_, StoreStateKeeper::Open(fs->shard_.get()));
   fs->attr_epoch_ = fs->state_->attr_epoch();
@@ -75,12 +100,47 @@ absl::StatusOr<std::unique_ptr<LocalFileSystem>> LocalFileSystem::Open(const Opt
                                                      [state] { return state->Next(); }));
   CFS_ASSIGN_OR_RETURN(const struct statvfs space, fs->chunks_->Space());
   fs->relatime_ = (space.f_flag & (ST_RELATIME | ST_NOATIME)) != 0;
+  fs->storage_epoch_ =
+      options.storage_epoch != 0 ? options.storage_epoch : StorageEpoch(options.data_path);
+  if (fs->in_cluster_) CFS_RETURN_IF_ERROR(fs->LoadOwned(options.first_owned));
   CFS_RETURN_IF_ERROR(fs->Recover());
   return fs;
 }
 
-absl::Status LocalFileSystem::Recover() {
+absl::Status LocalFileSystem::LoadOwned(const SlotSet& first) {
+  std::string value;
+  const absl::Status found = store_->Get(Family::kLocal, kOwnedSlotsKey, &value);
+  if (found.ok()) {
+    CFS_ASSIGN_OR_RETURN(const SlotSet owned, DecodeSlots(value));
+    {
+      MutexLock lock(&owned_mutex_);
+      stored_owned_ = owned;
+    }
+    shard_->SetOwned(owned);
+    // Whose they are is to be asked first.
+    CFS_ASSIGN_OR_RETURN(const std::vector<Giving> givings, Givings());
+    for (const Giving& giving : givings) {
+      for (const Slot slot : giving.slots) {
+        leaving_.Set(slot, true);
+        shard_->SetOwned(slot, false);
+      }
+    }
+    return absl::OkStatus();
+  }
+  if (!absl::IsNotFound(found)) return found;
+  Shard::Update update(shard_.get());
+  update.PutRaw(Family::kLocal, kOwnedSlotsKey, Encode(first));
+  CFS_RETURN_IF_ERROR(update.Commit());
   {
+    MutexLock lock(&owned_mutex_);
+    stored_owned_ = first;
+  }
+  shard_->SetOwned(first);
+  return store_->SyncWal();
+}
+
+absl::Status LocalFileSystem::Recover() {
+  if (Owns(SlotOf(kRootInode))) {
     std::string value;
     const absl::Status root = store_->Get(Family::kRecords, InodeKey(kRootInode), &value);
     if (absl::IsNotFound(root)) {
@@ -117,9 +177,9 @@ absl::Status LocalFileSystem::Recover() {
   if (!state_->was_clean()) {
     absl::flat_hash_set<BackingId> named;
     for (const auto& [ino, backing] : marks) named.insert(backing);
-    for (uint64_t n = settled; n < end; ++n) {
-      if (!named.contains(BackingId(n)) && chunks_->Remove(BackingId(n)).ok()) ++removed;
-    }
+    CFS_RETURN_IF_ERROR(shard_->ScanForeign([&](BackingId backing) { named.insert(backing); }));
+    removed = chunks_->RemoveAll(settled, end,
+                                 [&](BackingId backing) { return named.contains(backing); });
   }
 
   for (const auto& [ino, backing] : marks) {
@@ -133,6 +193,11 @@ absl::Status LocalFileSystem::Recover() {
     const auto record = shard_->GetInode(ino);
     if (absl::IsNotFound(record.status())) continue;
     CFS_RETURN_IF_ERROR(record.status());
+    if (in_cluster_ && record->IsRegular()) {
+      // Other nodes may have it open, and say so soon.
+      NoteOrphan({ino, record->home, record->backing});
+      continue;
+    }
     const OpenInode* open = open_.Find(ino);
     CFS_RETURN_IF_ERROR(EraseOrphan(ino, *record, open != nullptr && open->marked));
     open_.Erase(ino);
@@ -160,14 +225,17 @@ absl::Status LocalFileSystem::Recover() {
 }
 
 void LocalFileSystem::Start(ChunkStore::Registrar registrar) {
-  chunks_->StartPool(std::move(registrar));
-  background_ = std::thread([this] { RunBackground(); });
+  if (stores_files_) chunks_->StartPool(std::move(registrar));
+  background_ = Thread([this] { RunBackground(); });
 }
 
-InodeUse LocalFileSystem::UseOf(InodeId ino) {
+InodeUse LocalFileSystem::UseOf(InodeId ino, const InodeRecord& record) {
   const OpenInode* open = open_.Find(ino);
-  if (open == nullptr) return {};
-  return {open->open(), open->marked};
+  const bool marked = open != nullptr && open->marked;
+  // Who has it open is for its home to say, later; and somebody who has just found
+  // the name may be about to open it.
+  if (in_cluster_ && record.IsRegular()) return {/*open=*/true, marked};
+  return {open != nullptr && open->open(), marked};
 }
 
 // ---------------------------------------------------------------- attributes
@@ -188,6 +256,10 @@ Attr LocalFileSystem::AttrFromRecord(InodeId ino, const InodeRecord& r) const {
   st.st_mtim = r.mtime;
   st.st_ctim = r.ctime;
   attr.btime = r.btime;
+  if (r.IsRegular()) {
+    attr.home = r.home;
+    attr.backing = r.backing;
+  }
   return attr;
 }
 
@@ -225,18 +297,27 @@ absl::StatusOr<Attr> LocalFileSystem::AttrFromBacking(InodeId ino, InodeRecord r
   return attr;
 }
 
+Attr LocalFileSystem::AttrOfDirectory(InodeId ino, const InodeRecord& record,
+                                      const BucketRecord& bucket) const {
+  Attr attr = AttrFromRecord(ino, record);
+  attr.st.st_nlink = record.nlink == 0 ? 0 : 2 + bucket.subdirs;
+  attr.st.st_size = kDirectoryBytes;
+  attr.st.st_blocks = kDirectoryBytes / 512;
+  attr.st.st_mtim = bucket.mtime;
+  attr.st.st_ctim = Later(record.ctime, bucket.ctime);
+  return attr;
+}
+
+Attr LocalFileSystem::AttrOfNewDirectory(InodeId ino, const InodeRecord& record) const {
+  return AttrOfDirectory(ino, record, EmptyBucket(record));
+}
+
 absl::StatusOr<Attr> LocalFileSystem::AttrOf(InodeId ino, InodeRecord record) {
   if (record.IsDirectory()) {
     CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, shard_->GetBucket(ino));
-    Attr attr = AttrFromRecord(ino, record);
-    attr.st.st_nlink = record.nlink == 0 ? 0 : 2 + bucket.subdirs;
-    attr.st.st_size = kDirectoryBytes;
-    attr.st.st_blocks = kDirectoryBytes / 512;
-    attr.st.st_mtim = bucket.mtime;
-    attr.st.st_ctim = Later(record.ctime, bucket.ctime);
-    return attr;
+    return AttrOfDirectory(ino, record, bucket);
   }
-  if (!record.IsRegular()) return AttrFromRecord(ino, record);
+  if (!record.IsRegular() || record.home != node_) return AttrFromRecord(ino, record);
   const OpenInode* open = open_.Find(ino);
   if (open != nullptr) return AttrFromBacking(ino, std::move(record), open);
   if (record.attr_epoch != attr_epoch_) {
@@ -266,8 +347,9 @@ void LocalFileSystem::GetAttr(InodeId ino, Done<Attr> done) { done(GetAttrNow(in
 
 absl::StatusOr<Attr> LocalFileSystem::LookupNow(InodeId dir, absl::string_view name) {
   // A name that moves between the two locks is looked up again.
-  for (;;) {
+  for (InodeId missing = kNoInode;;) {
     InodeId ino;
+    uint8_t type = DT_DIR;
     {
       StripeLocks::Hold hold(&shard_->locks(), {dir});
       if (name == ".") {
@@ -280,10 +362,20 @@ absl::StatusOr<Attr> LocalFileSystem::LookupNow(InodeId dir, absl::string_view n
         if (name.size() > kNameBytesMax) return PosixError(ENAMETOOLONG);
         CFS_ASSIGN_OR_RETURN(const DentryRecord dentry, shard_->GetDentry(dir, name));
         ino = dentry.ino;
+        type = dentry.type;
       }
     }
     StripeLocks::Hold hold(&shard_->locks(), {ino});
     auto record = shard_->GetInode(ino);
+    // In a cluster it may be lost: who asks finds out.
+    const bool lost = absl::IsNotFound(record.status()) && ino == missing && in_cluster_;
+    if (IsNotOwned(record.status()) || lost) {
+      Attr attr;
+      attr.st.st_ino = Raw(ino);
+      attr.st.st_mode = DTTOIF(type);
+      attr.elsewhere = true;
+      return attr;
+    }
     if (record.ok()) {
       // By handle (name_to_handle_at): what has no name is stale.
       if (name == "." && record->nlink == 0) return NotFound();
@@ -292,6 +384,8 @@ absl::StatusOr<Attr> LocalFileSystem::LookupNow(InodeId dir, absl::string_view n
     if (!absl::IsNotFound(record.status()) || name == "." || name == "..") {
       return record.status();
     }
+    if (ino == missing) return absl::DataLossError("a name of an inode that is not there");
+    missing = ino;
   }
 }
 
@@ -303,6 +397,11 @@ void LocalFileSystem::Forget(InodeId ino) {
   // Relaxed: the kernel forgets an inode after it has seen the reply to the
   // unlink, which came after the count went up.
   if (ghost_count_.load(std::memory_order_relaxed) == 0) return;
+  // Those of other nodes may know it still, and do not say.
+  if (!in_cluster_) EndGhost(ino);
+}
+
+void LocalFileSystem::EndGhost(InodeId ino) {
   InodeRecord last;
   {
     MutexLock lock(&ghost_mutex_);
@@ -315,6 +414,7 @@ void LocalFileSystem::Forget(InodeId ino) {
   if (!last.IsRegular()) {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
     const auto record = shard_->GetInode(ino);
+    if (record.ok() && record->nlink > 0) return;
     const absl::Status erased =
         record.ok() ? EraseOrphan(ino, *record, /*marked=*/false) : record.status();
     if (!erased.ok()) {
@@ -330,9 +430,25 @@ void LocalFileSystem::Forget(InodeId ino) {
 }
 
 void LocalFileSystem::OnRemoved(const Removed& removed) {
-  if (removed.orphaned && removed.record.IsRegular()) return;  // Release sees to it.
+  const InodeRecord& record = removed.record;
+  if (record.IsRegular() && record.home != node_) {
+    return NoteOrphan({removed.ino, record.home, record.backing});
+  }
+  if (removed.orphaned && record.IsRegular()) {
+    const OpenInode* const open = open_.Find(removed.ino);
+    // Otherwise the last release sees to it.
+    if (open == nullptr || !open->open()) {
+      NoteOrphan({removed.ino, record.home, record.backing});
+    }
+    return;
+  }
+  KeepGhost(removed.ino, record);
+}
+
+void LocalFileSystem::KeepGhost(InodeId ino, InodeRecord ghost) {
   MutexLock lock(&ghost_mutex_);
-  ghosts_[removed.ino] = removed.record;
+  if (in_cluster_) ghost_ages_.emplace_back(SteadyClock::now(), ino);
+  ghosts_[ino] = std::move(ghost);
   ghost_count_.store(ghosts_.size(), std::memory_order_relaxed);
 }
 
@@ -352,7 +468,7 @@ absl::Status LocalFileSystem::KillPrivileges(InodeId ino, InodeRecord* record,
   if (record->IsDirectory()) return absl::OkStatus();
   record->mode &= ~uint32_t{S_ISUID};
   if (record->mode & S_IXGRP) record->mode &= ~uint32_t{S_ISGID};
-  return DropXattr(shard_.get(), ino, kCapabilityXattr, record, update);
+  return DropCapability(shard_.get(), ino, record, update);
 }
 
 absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrRequest& request,
@@ -361,7 +477,8 @@ absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrReques
   const timespec now = clock_->Now();
   Shard::Update update(shard_.get());
   const uint32_t fields = request.fields;
-  if (size_changed) CFS_RETURN_IF_ERROR(MergeBacking(&record));
+  const bool data_is_here = record.IsRegular() && record.home == node_;
+  if (size_changed && data_is_here) CFS_RETURN_IF_ERROR(MergeBacking(&record));
   if (fields & kSetMode) {
     record.mode = (record.mode & ~07777u) | (request.mode & 07777u);
     if (record.flags & kHasAccessAcl) {
@@ -378,13 +495,13 @@ absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrReques
   if ((fields & (kSetUid | kSetGid | kKillPrivileges)) && !(fields & kSetMode)) {
     CFS_RETURN_IF_ERROR(KillPrivileges(ino, &record, &update));
   } else if (fields & kKillCapability) {
-    CFS_RETURN_IF_ERROR(DropXattr(shard_.get(), ino, kCapabilityXattr, &record, &update));
+    CFS_RETURN_IF_ERROR(DropCapability(shard_.get(), ino, &record, &update));
   }
   timespec times[2] = {{0, UTIME_OMIT}, {0, UTIME_OMIT}};
   if (fields & kSetAtime) times[0] = fields & kSetAtimeNow ? now : request.atime;
   if (fields & kSetMtime) times[1] = fields & kSetMtimeNow ? now : request.mtime;
   if (fields & (kSetAtime | kSetMtime)) {
-    if (record.IsRegular()) {
+    if (data_is_here) {
       // The backing file's times are the authority. Its own change time moves
       // too, and must not show later as another change.
       CFS_RETURN_IF_ERROR(chunks_->SetTimes(record.backing, times));
@@ -422,6 +539,7 @@ absl::StatusOr<Attr> LocalFileSystem::SetAttrNow(InodeId ino, const SetAttrReque
     if (absl::IsNotFound(found.status())) return PosixError(ESTALE);
     CFS_ASSIGN_OR_RETURN(InodeRecord record, std::move(found));
     if (!record.IsRegular()) return PosixError(record.IsDirectory() ? EISDIR : EINVAL);
+    if (record.home != node_) return PosixError(EREMOTE);
     if (record.attr_epoch != attr_epoch_) CFS_RETURN_IF_ERROR(MergeBacking(&record));
     backing = record.backing;
     open = open_.FindOrAdd(ino, backing);
@@ -468,13 +586,14 @@ absl::StatusOr<Attr> LocalFileSystem::MakeInodeNow(const Caller& caller, InodeId
                                                    Slot slot) {
   CFS_RETURN_IF_ERROR(RoomToGrow());
   CFS_ASSIGN_OR_RETURN(const uint64_t counter, state_->Next());
-  const InodeId ino = MakeInode(slot, counter);
+  const InodeId ino = MakeInode(slot, counter + state_->inode_lead());
+  if (RequestScope* request = RequestScope::Current()) request->SetInode(ino);
   auto created = names_->Create(caller, dir, name, {ino, std::move(record), false});
   // The number has no backing file, whatever became of the inode.
   chunks_->Settle(BackingId(counter));
   CFS_RETURN_IF_ERROR(created.status());
-  StripeLocks::Hold hold(&shard_->locks(), {ino});
-  return AttrOf(ino, *std::move(created));
+  // Not read again: it is made, even if another node has it by now.
+  return created->IsDirectory() ? AttrOfNewDirectory(ino, *created) : AttrFromRecord(ino, *created);
 }
 
 void LocalFileSystem::MakeNode(const Caller& caller, InodeId dir, absl::string_view name,
@@ -496,9 +615,29 @@ void LocalFileSystem::MakeNode(const Caller& caller, InodeId dir, absl::string_v
 
 void LocalFileSystem::MakeDirectory(const Caller& caller, InodeId dir, absl::string_view name,
                                     uint32_t mode, Done<Attr> done) {
+  MakeDirectoryIn(SpreadSlot(dir, name), caller, dir, name, mode, std::move(done));
+}
+
+void LocalFileSystem::MakeDirectoryIn(Slot slot, const Caller& caller, InodeId dir,
+                                      absl::string_view name, uint32_t mode, Done<Attr> done) {
   InodeRecord record;
   record.mode = S_IFDIR | (mode & 07777u);
-  done(MakeInodeNow(caller, dir, name, std::move(record), SpreadSlot(dir, name)));
+  done(MakeInodeNow(caller, dir, name, std::move(record), slot));
+}
+
+absl::StatusOr<bool> LocalFileSystem::PlacesLocally(InodeId dir) {
+  const auto placement = cfs::GetXattr(shard_.get(), dir, kPlacementXattr);
+  if (placement.ok()) return *placement == kPlacementLocal;
+  if (absl::IsNotFound(placement.status()) || ErrnoOf(placement.status()) == ENODATA) return false;
+  return placement.status();
+}
+
+absl::StatusOr<InodeId> LocalFileSystem::ReserveInode(Slot slot) {
+  if (!Owns(slot)) return NotOwned();
+  CFS_RETURN_IF_ERROR(RoomToGrow());
+  CFS_ASSIGN_OR_RETURN(const uint64_t counter, state_->Next());
+  chunks_->Settle(BackingId(counter));  // No backing file has the number.
+  return MakeInode(slot, counter + state_->inode_lead());
 }
 
 void LocalFileSystem::MakeSymlink(const Caller& caller, InodeId dir, absl::string_view name,
@@ -516,7 +655,14 @@ void LocalFileSystem::Link(InodeId ino, InodeId dir, absl::string_view name, Don
   if (!room.ok()) return done(room);
   auto linked = names_->Link(ino, dir, name);
   if (!linked.ok()) return done(linked.status());
-  done(GetAttrNow(ino));
+  absl::StatusOr<Attr> attr = GetAttrNow(ino);
+  // It is linked, even if another node has it by now, or a transaction.
+  if (IsNotOwned(attr.status()) || IsBusy(attr.status())) {
+    attr.emplace();
+    attr->st.st_ino = Raw(ino);
+    attr->elsewhere = true;
+  }
+  done(std::move(attr));
 }
 
 void LocalFileSystem::DropRegistration(int registration) {
@@ -548,8 +694,7 @@ absl::Status LocalFileSystem::RoomToGrow() const {
   CFS_ASSIGN_OR_RETURN(const struct statvfs space, chunks_->Space());
   const uint64_t unit = space.f_frsize;
   const uint64_t floor = std::min(kGrowthBytesMax, space.f_blocks * unit / kGrowthShare);
-  const bool inodes_are_short = space.f_files > 0 && space.f_favail < kSpareInodes;
-  return space.f_bavail * unit < floor || inodes_are_short ? PosixError(ENOSPC) : absl::OkStatus();
+  return space.f_bavail * unit < floor ? PosixError(ENOSPC) : absl::OkStatus();
 }
 
 void LocalFileSystem::DoneFreeing(const Removed& removed, DoneStatus done) {
@@ -605,6 +750,12 @@ void LocalFileSystem::Rename(InodeId from_dir, absl::string_view from_name, Inod
 
 void LocalFileSystem::List(InodeId dir, uint64_t offset, size_t bytes_max, size_t entry_bytes,
                            bool attributes, Done<std::vector<ListedEntry>> done) {
+  if (in_cluster_) {
+    // Where a kernel has not been told that the directory is gone.
+    StripeLocks::Hold hold(&shard_->locks(), {dir});
+    const auto record = shard_->GetInode(dir);
+    if (record.ok() && record->nlink == 0) return done(NotFound());
+  }
   std::vector<ListedEntry> entries;
   size_t bytes = 0;
   absl::Status status =
@@ -698,12 +849,12 @@ nlohmann::json LocalFileSystem::Describe(InodeId ino) {
   nlohmann::json reply = {{"ok", true},
                           {"ino", Raw(ino)},
                           {"slot", Raw(SlotOf(ino))},
-                          {"home", Raw(node_)},
+                          {"home", Raw(record->IsRegular() ? record->home : node_)},
                           {"open_count", open == nullptr ? 0 : open->readers + open->writers},
                           {"has_writer", open != nullptr && open->maybe_writer}};
   if (record->IsRegular()) {
     reply["layout"] = "whole";
-    reply["backing"] = chunks_->PathOf(record->backing);
+    if (record->home == node_) reply["backing"] = chunks_->PathOf(record->backing);
     reply["mode"] = open == nullptr || !open->open() ? "closed"
                     : daemon_io_                     ? "daemon-io"
                                                      : "passthrough";

@@ -3,16 +3,21 @@
 #define CFS_SERVER_LOCAL_FILE_SYSTEM_H_
 
 #include <atomic>
+#include <chrono>
 #include <deque>
+#include <functional>
+#include <limits>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "cfs/base/clock.h"
 #include "cfs/base/mutex.h"
+#include "cfs/base/steady_clock.h"
+#include "cfs/base/thread.h"
 #include "cfs/meta/namespace.h"
 #include "cfs/meta/shard.h"
 #include "cfs/meta/store.h"
@@ -25,6 +30,9 @@
 #include "cfs/tier/io_pool.h"
 
 namespace cfs {
+
+// Bytes of a store that new files may still take before they go to other nodes.
+uint64_t RoomForFiles(const struct statvfs& space);
 
 // Guarantees: those of docs/semantics.md. Thread-safe.
 //
@@ -39,6 +47,16 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     NodeId node{0};
     // Data goes through the daemon, which then keeps descriptors of open files.
     bool daemon_io = false;
+    // Other nodes use the shard and the backing files too.
+    bool in_cluster = false;
+    // New files come to be here: some are kept ready.
+    bool stores_files = true;
+    // The slots that it owns if the store does not say.
+    SlotSet first_owned = SlotSet().set();
+    // Simulators have a store of their own, instead of that at `meta_path`, and say
+    // when it has lost what was not synced: by another epoch.
+    std::function<absl::StatusOr<std::unique_ptr<Store>>()> open_store;
+    uint64_t storage_epoch = 0;  // 0: that of the system.
   };
 
   // Opens the store and recovers: removes backing files that no record names,
@@ -60,8 +78,164 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // No operation begins any more: ends what waits (locks, with EINTR) and returns
   // when every completion has run.
   void Drain();
-  // Handles opened from now on keep descriptors for I/O through the daemon.
+  // For Status: files are read and written by cfs, not passed through.
   void SetDaemonIo(bool daemon_io) { daemon_io_ = daemon_io; }
+
+  // ---- Of the slots.
+  bool Owns(Slot slot) const { return shard_->Owns(slot); }
+  SlotSet owned() const { return shard_->owned(); }
+  // What transactions work on.
+  Shard* shard() { return shard_.get(); }
+  InodeUses* uses() { return this; }
+  // An inode of the slot, never given out before.
+  absl::StatusOr<InodeId> ReserveInode(Slot slot);
+  // A directory whose inode is in a slot that may be another one's than `dir`.
+  void MakeDirectoryIn(Slot slot, const Caller& caller, InodeId dir, absl::string_view name,
+                       uint32_t mode, Done<Attr> done);
+  // Whether its user.cfs.placement is "local". Of what is no inode it is not.
+  absl::StatusOr<bool> PlacesLocally(InodeId dir);
+  // Of a directory that has just been made, anywhere.
+  Attr AttrOfNewDirectory(InodeId ino, const InodeRecord& record) const;
+  // ENOSPC where only what frees space may still write metadata.
+  absl::Status RoomToGrow() const;
+  // What StatFs says.
+  absl::StatusOr<struct statvfs> Space() const;
+  // Whether new files are to go here rather than to another node. Cost: none while
+  // a lot is free.
+  bool HasRoomForFiles() const;
+
+  // ---- Slots on their way from one node to another: for HandOver, in this order.
+  // Synchronous; of one hand-over at a time.
+  using SlotList = std::vector<Slot>;
+  // What the slots have, in pieces.
+  absl::Status CopySlots(const SlotList& slots,
+                         absl::FunctionRef<absl::Status(const WriteSet&)> send);
+  // The slots are nobody's from now on. Some may have to stay, for a transaction is
+  // prepared in them: `slots` is what goes.
+  void Freeze(SlotList* slots, absl::FunctionRef<bool(Slot)> stays);
+  // What has changed since CopySlots began.
+  absl::Status CopyTail(absl::FunctionRef<absl::Status(const WriteSet&)> send);
+  // Writes down, on the device, that the other has the slots if it says so; files
+  // of theirs whose data is here are other nodes' from now on.
+  absl::Status BeginGiving(uint64_t number, NodeId taker, const SlotList& slots);
+  // It has said so, or it has not and never will.
+  absl::Status EndGiving(uint64_t number, const SlotList& slots, bool given);
+  // What a process of before had begun to give and not ended.
+  struct Giving {
+    uint64_t number = 0;
+    NodeId taker{0};
+    SlotList slots;
+  };
+  absl::StatusOr<std::vector<Giving>> Givings();
+  // The other side. Nothing of slots that are still leaving may be taken.
+  bool IsLeaving(Slot slot) const { return leaving_.Has(slot); }
+  absl::Status WipeSlots(const SlotList& slots);
+  absl::Status TakePiece(WriteSet piece);
+  // This node owns the slots, on the device, when it returns. No inode counter of
+  // theirs is `inode_end` or more. `before` runs before anybody sees it.
+  absl::Status Take(uint64_t number, const SlotList& slots, uint64_t inode_end,
+                    absl::FunctionRef<void()> before);
+  absl::StatusOr<bool> HasTaken(uint64_t number);
+  absl::Status ForgetTaken(uint64_t number);
+  uint64_t inode_end() { return state_->inode_end(); }
+  absl::Status RaiseInodes(uint64_t first) { return state_->RaiseInodes(first); }
+  // This node owns the slots, empty, on the device, when it returns: what they had is
+  // lost. Inodes that are made in them have counters of `inode_first` and more.
+  absl::Status Adopt(const SlotList& slots, uint64_t inode_first);
+
+  // ---- For the other nodes of a cluster. A file's inode and its data may be on
+  // two of them; the operations of FileSystem that need the data REQUIRE here
+  // that this node has both.
+
+  // The owner's part of Create, and of CreateUnnamed if `name` is empty: the data
+  // is at `home`, which is not this node (EREMOTE).
+  absl::StatusOr<Attr> CreateAway(const Caller& caller, InodeId dir, absl::string_view name,
+                                  uint32_t mode, NodeId home, const FreshData& data);
+  // Inodes without a name, of which somebody has to find out whether they are
+  // still open anywhere.
+  struct Orphan {
+    InodeId ino = kNoInode;
+    NodeId home{0};
+    BackingId backing = kNoBacking;
+    std::chrono::steady_clock::time_point noted{};
+  };
+  // Those that have been noted for two seconds: somebody who has looked up the name
+  // may be about to open it.
+  std::vector<Orphan> TakeOrphans();
+  void NoteOrphan(Orphan orphan);
+  // False if it has got a name, or is gone; otherwise it gets none until
+  // EndReaping. `gone`: its home has freed the data, or the home is this node.
+  bool BeginReaping(const Orphan& orphan);
+  void EndReaping(const Orphan& orphan, bool gone);
+  // What GetReply of Shard says.
+  absl::StatusOr<InodeId> ReplyOf(Slot slot, const RequestId& request);
+  // Removes the reply records for which `drop` says so.
+  absl::Status DropReplies(absl::FunctionRef<bool(Slot, const RequestId&)> drop);
+  // What is removed and open from now on, and closed, stays until the next start:
+  // who has it open goes on.
+  void KeepOrphans() { keep_orphans_.store(true, std::memory_order_relaxed); }
+  // The WAL is on the device. With `ino`: EIO if there is no such inode (any more),
+  // for power loss may have taken what was made and never synced.
+  void SyncMeta(DoneStatus done);
+  void SyncInode(InodeId ino, DoneStatus done);
+  // Another one after power was lost, and what was not synced with it.
+  uint64_t storage_epoch() const { return storage_epoch_; }
+
+  // The home's part. A backing file for an inode that a third node is about to ask
+  // an owner for, and this node's time. If there comes to be none, RemoveForeign.
+  absl::StatusOr<FreshData> MakeForeign();
+  // A fresh backing file for an inode of another node: noted in
+  // the store, and safe from RemoveForeign, until one of the next three is called.
+  absl::StatusOr<FreshFile> ReserveForeign();
+  // The inode exists, and is open.
+  OpenResult AdoptForeign(const FreshFile& fresh, InodeId ino, int flags);
+  // It does not.
+  void DiscardForeign(const FreshFile& fresh);
+  // Nobody can say: what it would need is kept.
+  void LeaveForeign(const FreshFile& fresh);
+  // ESTALE if the file is gone. With `restore` it is made again, empty: it was
+  // lost with power before it was ever synced.
+  void OpenForeign(InodeId ino, BackingId backing, int flags, bool restore,
+                   Done<OpenResult> done);
+  absl::StatusOr<struct stat> StatForeign(BackingId backing);
+  void TruncateForeign(InodeId ino, BackingId backing, uint64_t size, DoneStatus done);
+  // Those of its times that the request names.
+  absl::Status SetTimesForeign(BackingId backing, const SetAttrRequest& request);
+  // The inode has no name any more, and that is synced. False: it is open.
+  absl::StatusOr<bool> RemoveForeign(InodeId ino, BackingId backing);
+
+  // For some seconds after a start, or until EndGrace, others say what they had
+  // open and locked before: nothing that was removed is freed, and no lock is
+  // given to anybody else.
+  bool InGrace() const {
+    return in_cluster_ && !state_->is_new() &&
+           SteadyClock::now().time_since_epoch().count() <
+               grace_end_.load(std::memory_order_relaxed);
+  }
+  // They begin when peers are served.
+  void BeginGrace() {
+    constexpr auto kGrace = std::chrono::seconds(10);
+    grace_end_.store((SteadyClock::now() + kGrace).time_since_epoch().count(),
+                     std::memory_order_relaxed);
+  }
+  void EndGrace() { grace_end_.store(0, std::memory_order_relaxed); }
+  // Of the inodes that this node owns.
+  LockTable* lock_table() { return &locks_; }
+  void DropRegistration(int registration);
+  // Reads for a peer; how much, less than `size` only at the end of the file. Unless
+  // it may `wait`, an error where a device or a lock would be waited for: whoever has
+  // a file's lock may be waiting, in a page fault, for a network thread.
+  absl::StatusOr<size_t> ReadInto(HandleId handle, uint64_t offset, char* bytes, size_t size,
+                                  bool wait);
+  // Writes for a peer if that is sure not to wait: where the store says so (XFS), and
+  // only within a page. Otherwise false, and nothing is written.
+  bool WriteNow(HandleId handle, uint64_t offset, absl::string_view bytes);
+  // Runs what may wait for the device.
+  void RunIo(absl::AnyInvocable<void()> task) { io_->Run(std::move(task)); }
+  // Another node has written: what our kernel knows of the size is old.
+  void ChangedByPeer(InodeId ino) {
+    if (cache_ != nullptr) cache_->AttrUnstable(ino);
+  }
 
   nlohmann::json Status();
   nlohmann::json ChunkStatus();
@@ -100,7 +274,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   void Sync(HandleId handle, bool data_only, DoneStatus done) override;
   void SyncDirectory(InodeId dir, DoneStatus done) override;
   void Read(HandleId handle, uint64_t offset, size_t size, Done<ReadResult> done) override;
-  void Write(HandleId handle, uint64_t offset, bool kill_privileges, WriteSource source,
+  void Write(HandleId handle, uint64_t offset, WriteMode mode, WriteSource* source,
              Done<size_t> done) override;
   void Allocate(HandleId handle, int mode, uint64_t offset, uint64_t length, bool kill_privileges,
                 DoneStatus done) override;
@@ -121,7 +295,9 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     OpenInode* inode;  // Lives as long as the handle: it counts as an open.
     BackingId backing;
     int flags;
-    UniqueFd fd;  // Only with daemon I/O, and only while descriptors last.
+    // The descriptor of reads and writes that cfs does, -1 before the first one and
+    // while too many are kept.
+    std::atomic<int> kept{-1};
     bool writes() const { return (flags & O_ACCMODE) != O_RDONLY; }
   };
   // A descriptor of an open file: the kept one, or one for this request.
@@ -130,12 +306,14 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   LocalFileSystem(const Options& options, Clock* clock, std::unique_ptr<Store> store);
 
   absl::Status Recover();
-  InodeUse UseOf(InodeId ino) override;
+  InodeUse UseOf(InodeId ino, const InodeRecord& record) override;
   void OnRemoved(const Removed& removed) override;
+  bool MayLink(InodeId ino) override;
   static OpenFile* FileOf(HandleId handle) { return reinterpret_cast<OpenFile*>(handle); }
 
   // The functions below need the inode's stripe lock.
   absl::StatusOr<Attr> AttrOf(InodeId ino, InodeRecord record);
+  Attr AttrOfDirectory(InodeId ino, const InodeRecord& record, const BucketRecord& bucket) const;
   absl::StatusOr<Attr> AttrFromBacking(InodeId ino, InodeRecord record, const OpenInode* open);
   // Size and times as the backing file has them. Makes the file again where
   // power loss took it before it was ever synced.
@@ -143,6 +321,12 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // The file has a writer from now on. True in `fresh` if it had none.
   absl::Status BeginWriting(InodeId ino, OpenInode* inode, bool* fresh);
   absl::Status KillPrivileges(InodeId ino, InodeRecord* record, Shard::Update* update);
+  absl::StatusOr<bool> ReapOrphan(const Orphan& orphan);
+  absl::Status CheckForeign(BackingId backing);
+  // What is still answered for an inode that has gone.
+  void KeepGhost(InodeId ino, InodeRecord ghost);
+  void EndGhost(InodeId ino);
+  void EndOldGhosts();
   absl::Status EraseOrphan(InodeId ino, const InodeRecord& record, bool marked);
   void QueueSettle(InodeId ino, OpenInode* inode);
   bool ProbeLocked(InodeId ino);
@@ -168,16 +352,22 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // The record of a known inode, also of a ghost: ESTALE if there is none, so
   // that the kernel looks the name up again. Needs the stripe lock.
   absl::StatusOr<InodeRecord> RecordOf(InodeId ino, bool* ghost);
-  void DropRegistration(int registration);
-  // ENOSPC where only what frees space may still write metadata.
-  absl::Status RoomToGrow() const;
+  void EndReservation(const FreshFile& fresh);
+  absl::Status LoadOwned(const SlotSet& first);
+  // Commits the update with what is owned from now on. One after the other: slots
+  // come and go at the same time.
+  absl::Status CommitOwned(const SlotList& slots, bool owned, Shard::Update* update);
+  absl::Status ScanSlots(Family family, const SlotList& slots,
+                         absl::FunctionRef<bool(absl::string_view key, absl::string_view value)> visit);
+  // Inodes of the slots whose data is here.
+  absl::StatusOr<std::vector<std::pair<InodeId, BackingId>>> FilesOf(const SlotList& slots);
   // Answers an operation that may have freed space, after it is free where
   // space is short.
   void DoneFreeing(const Removed& removed, DoneStatus done);
   // `done` after the WAL sync if `flags` ask for one, else now.
   void DoneDurably(int flags, absl::AnyInvocable<void(absl::Status)> done);
   // Whether `size` bytes of the file can be had without the device.
-  static bool IsResident(int fd, uint64_t offset, size_t size);
+  bool IsResident(int fd, uint64_t offset, size_t size) const;
   template <typename T>
   void SlowOrNow(bool slow, Done<T> done, absl::AnyInvocable<absl::StatusOr<T>()> work);
 
@@ -188,6 +378,13 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   void ReapSome(bool all);
 
   const NodeId node_;
+  const bool in_cluster_;
+  const bool stores_files_;
+  uint64_t storage_epoch_ = 0;
+  // Relaxed: set before what it matters for is closed, by the same thread.
+  std::atomic<bool> keep_orphans_{false};
+  // When, on the steady clock; relaxed: a little later is fine.
+  std::atomic<int64_t> grace_end_{std::numeric_limits<int64_t>::max()};
   Clock* const clock_;
   KernelCache* cache_ = nullptr;
   std::atomic<bool> daemon_io_;
@@ -207,11 +404,15 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   bool relatime_ = false;  // How the store's file system keeps access times.
 
   // Inodes without a name that the kernel still knows: their last attributes.
-  // Backing files, and records of all but regular files, stay until Forget. The
-  // count spares Forget the lock.
+  // Backing files, and records of all but regular files, stay until Forget. In a
+  // cluster, where those who forget need not say so, ghosts stay for an hour, and
+  // those of regular files have no backing file. The count spares Forget the lock.
   std::atomic<size_t> ghost_count_{0};
   Mutex ghost_mutex_;
   absl::flat_hash_map<InodeId, InodeRecord> ghosts_ ABSL_GUARDED_BY(ghost_mutex_);
+  // In a cluster, oldest first.
+  std::deque<std::pair<std::chrono::steady_clock::time_point, InodeId>> ghost_ages_
+      ABSL_GUARDED_BY(ghost_mutex_);
 
   Mutex background_mutex_;
   CondVar background_wake_;
@@ -221,8 +422,21 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   std::deque<InodeId> settle_later_ ABSL_GUARDED_BY(background_mutex_);
   std::deque<InodeId> settle_busy_ ABSL_GUARDED_BY(background_mutex_);
   std::vector<BackingId> doomed_ ABSL_GUARDED_BY(background_mutex_);
+  std::vector<Orphan> orphans_ ABSL_GUARDED_BY(background_mutex_);
+  absl::flat_hash_set<InodeId> reaping_ ABSL_GUARDED_BY(background_mutex_);
   bool stopping_ ABSL_GUARDED_BY(background_mutex_) = false;
-  std::thread background_;
+  Thread background_;
+
+  // What the store says is owned. It has the slots that are on their way to another
+  // node; what serves (Shard::Owns) has not.
+  Mutex owned_mutex_;
+  SlotSet stored_owned_ ABSL_GUARDED_BY(owned_mutex_);
+  // On their way to another node, and what they leave behind not wiped yet.
+  AtomicSlotSet leaving_;
+
+  // Backing files between ReserveForeign and what ends it.
+  Mutex reserved_mutex_;
+  absl::flat_hash_set<BackingId> reserved_ ABSL_GUARDED_BY(reserved_mutex_);
   // Relaxed: a hint, refreshed by the background thread.
   std::atomic<bool> space_is_short_{false};
 };

@@ -221,6 +221,20 @@ void LockTable::DropHandle(InodeId ino, HandleId handle) {
   Finish(&finished);
 }
 
+std::vector<LockTable::HeldLock> LockTable::HeldLocks(absl::FunctionRef<bool(InodeId)> wanted) {
+  std::vector<HeldLock> locks;
+  MutexLock hold(&mutex_);
+  for (const auto& [ino, inode] : inodes_) {
+    if (!wanted(ino)) continue;
+    for (const Space space : {Space::kRecord, Space::kWholeFile}) {
+      for (const Held& held : inode.held[static_cast<int>(space)]) {
+        locks.push_back({space, ino, held.handle, held.owner, held.lock});
+      }
+    }
+  }
+  return locks;
+}
+
 void LockTable::CancelAll() {
   Finished finished;
   {
@@ -232,6 +246,27 @@ void LockTable::CancelAll() {
       }
     }
     waiting_.clear();
+  }
+  Finish(&finished);
+}
+
+void LockTable::Drop(absl::FunctionRef<bool(InodeId)> gone, const absl::Status& status) {
+  Finished finished;
+  {
+    MutexLock hold(&mutex_);
+    for (auto it = inodes_.begin(); it != inodes_.end();) {
+      if (!gone(it->first)) {
+        ++it;
+        continue;
+      }
+      for (auto& waiters : it->second.waiters) {
+        for (Waiter& w : waiters) {
+          waiting_.erase(w.id);
+          finished.emplace_back(std::move(w.done), status);
+        }
+      }
+      inodes_.erase(it++);
+    }
   }
   Finish(&finished);
 }

@@ -8,6 +8,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "cfs/base/mutex.h"
 #include "cfs/base/types.h"
@@ -39,6 +40,18 @@ class LockTable {
   void DropHandle(InodeId ino, HandleId handle);
   // Ends all waiters, for shutdown.
   void CancelAll();
+  // Forgets inodes for which `gone` says so; those who wait end with `status`.
+  void Drop(absl::FunctionRef<bool(InodeId)> gone, const absl::Status& status);
+
+  // Of inodes for which `wanted` says so.
+  struct HeldLock {
+    Space space;
+    InodeId ino;
+    HandleId handle;
+    uint64_t owner;
+    FileLock lock;
+  };
+  std::vector<HeldLock> HeldLocks(absl::FunctionRef<bool(InodeId)> wanted);
 
   size_t waiters();
   size_t locks();

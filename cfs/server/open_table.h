@@ -27,6 +27,7 @@ struct OpenInode {
   bool marked = false;        // The open mark is in the store.
   bool queued = false;        // The settler will look at it.
   bool ghost = false;         // Has no record any more: opened after its last unlink.
+  bool foreign = false;       // Its record is another node's: neither marked nor settled.
   absl::Status data_error;    // The first failed sync; it stays.
 
   bool open() const { return readers + writers > 0; }

@@ -26,20 +26,22 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "cfs/base/check.h"
 #include "cfs/base/error.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/server/small_file.h"
 
 namespace cfs {
 namespace {
 
-constexpr size_t kSmallFileBytesMax = 64 << 10;
 // How long a process that is ending is waited for.
 constexpr std::chrono::milliseconds kEndingMax = std::chrono::seconds(5);
 
 // What a directory may hold without being a store: what an interrupted Open()
 // leaves, and what mkfs does.
 constexpr std::string_view kFreshNames[] = {"meta",    "data",    "lock",      "node.json.new",
-                                            "cfs.pid", "cfs.log", "lost+found"};
+                                            "cfs.pid", "cfs.log", "cfs.log.1", "meta.reserve",
+                                            "lost+found"};
 
 absl::Status StoreErrno(absl::string_view path, int err) {
   if (err == EACCES || err == EPERM || err == EROFS) {
@@ -47,29 +49,6 @@ absl::Status StoreErrno(absl::string_view path, int err) {
                                         "); change its permissions or choose another --store"));
   }
   return ErrnoStatus(err, absl::StrCat("store ", path));
-}
-
-// Empty when it can't be read.
-std::string ReadSmallFile(int dir_fd, const std::string& name) {
-  const UniqueFd fd(openat(dir_fd, name.c_str(), O_RDONLY | O_CLOEXEC));
-  std::string text(kSmallFileBytesMax, '\0');
-  text.resize(std::max<ssize_t>(pread(fd.get(), text.data(), text.size(), 0), 0));
-  return text;
-}
-
-// All of `contents` under `name`, or nothing of it. Returns an errno.
-int WriteAtomically(int dir_fd, const std::string& name, absl::string_view contents) {
-  const std::string temporary = name + ".new";
-  const UniqueFd fd(openat(dir_fd, temporary.c_str(),
-                           O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!fd.valid()) return errno;
-  const ssize_t n = write(fd.get(), contents.data(), contents.size());
-  int err = n < 0 ? errno : static_cast<size_t>(n) < contents.size() ? ENOSPC : 0;
-  if (err == 0 && fsync(fd.get()) != 0) err = errno;
-  if (err == 0 && renameat(dir_fd, temporary.c_str(), dir_fd, name.c_str()) != 0) err = errno;
-  if (err != 0) unlinkat(dir_fd, temporary.c_str(), 0);
-  if (err == 0 && fsync(dir_fd) != 0) err = errno;
-  return err;
 }
 
 // The names in a directory; nothing (with errno) when it can't be read.
@@ -147,16 +126,25 @@ absl::StatusOr<std::optional<StoreIdentity>> Inspect(const std::string& path, in
   return std::optional<StoreIdentity>();
 }
 
-absl::StatusOr<StoreIdentity> NewIdentity() {
+// Of the cluster `cluster_id`; "": of one of its own.
+absl::StatusOr<StoreIdentity> NewIdentity(absl::string_view cluster_id) {
   unsigned char cluster[16];
   uint32_t node = 0;
-  if (getrandom(cluster, sizeof(cluster), 0) != sizeof(cluster)) return ErrnoStatus("getrandom");
-  while (node == 0) {
+  uint64_t store = 0;
+  if (getrandom(cluster, sizeof(cluster), 0) != sizeof(cluster) ||
+      getrandom(&store, sizeof(store), 0) != sizeof(store)) {
+    return ErrnoStatus("getrandom");
+  }
+  // The transport has a use of its own for the highest number.
+  while (node == 0 || node == UINT32_MAX) {
     if (getrandom(&node, sizeof(node), 0) != sizeof(node)) return ErrnoStatus("getrandom");
   }
-  return StoreIdentity{absl::BytesToHexString(absl::string_view(
-                           reinterpret_cast<const char*>(cluster), sizeof(cluster))),
-                       NodeId{node}, MachineId()};
+  std::string id(cluster_id);
+  if (id.empty()) {
+    id = absl::BytesToHexString(
+        absl::string_view(reinterpret_cast<const char*>(cluster), sizeof(cluster)));
+  }
+  return StoreIdentity{std::move(id), NodeId{node}, MachineId(), store};
 }
 
 // What was made on the way to a store, to be unmade unless it got there.
@@ -192,9 +180,9 @@ absl::Status InUse(absl::string_view path) {
                    "; `cfs umount` its mount or choose another --store"));
 }
 
-struct flock WholeFile() {
+struct flock WholeFile(short type = F_WRLCK) {
   struct flock lock = {};
-  lock.l_type = F_WRLCK;
+  lock.l_type = type;
   lock.l_whence = SEEK_SET;
   return lock;
 }
@@ -230,7 +218,7 @@ absl::StatusOr<UniqueFd> Lock(const std::string& path, int dir_fd, Undo* undo) {
 
 }  // namespace
 
-absl::StatusOr<StoreDir> StoreDir::Open(absl::string_view given) {
+absl::StatusOr<StoreDir> StoreDir::Open(absl::string_view given, absl::string_view cluster_id) {
   namespace fs = std::filesystem;
   CFS_ASSIGN_OR_RETURN(std::string path, ResolveStorePath(given));
 
@@ -262,7 +250,7 @@ absl::StatusOr<StoreDir> StoreDir::Open(absl::string_view given) {
   // Again, for another process may have been at work before we had the lock.
   CFS_ASSIGN_OR_RETURN(std::optional<StoreIdentity> identity, Inspect(path, directory.get()));
   if (!identity) {
-    CFS_ASSIGN_OR_RETURN(identity, NewIdentity());
+    CFS_ASSIGN_OR_RETURN(identity, NewIdentity(cluster_id));
     for (const char* name : {"/meta", "/data"}) {
       if (const int err = MakeDirectory(path + name, &undo)) return StoreErrno(path, err);
     }
@@ -286,8 +274,73 @@ absl::StatusOr<StoreDir> StoreDir::Open(absl::string_view given) {
 StoreDir::StoreDir(std::string path, StoreIdentity identity, UniqueFd lock)
     : path_(std::move(path)), identity_(std::move(identity)), lock_(std::move(lock)) {}
 
+bool StoreDir::empty() const {
+  const auto names = List(AT_FDCWD, meta_path().c_str());
+  return names && names->empty();
+}
+
+absl::Status StoreDir::Renew(absl::string_view cluster_id) {
+  CFS_CHECK(empty());
+  CFS_ASSIGN_OR_RETURN(StoreIdentity identity, NewIdentity(cluster_id));
+  const UniqueFd directory = OpenDirectory(path_);
+  if (!directory.valid()) return StoreErrno(path_, errno);
+  if (const int err = WriteAtomically(directory.get(), "node.json", EncodeIdentity(identity))) {
+    return StoreErrno(path_, err);
+  }
+  identity_ = std::move(identity);
+  return absl::OkStatus();
+}
+
 StoreDir::~StoreDir() {
   if (lock_.valid()) unlink((path_ + "/cfs.pid").c_str());
+}
+
+absl::StatusOr<IdleStore> OpenIdleStore(absl::string_view given) {
+  IdleStore store;
+  CFS_ASSIGN_OR_RETURN(store.path, ResolveStorePath(given));
+  const std::string& path = store.path;
+  const UniqueFd directory = OpenDirectory(path);
+  if (!directory.valid()) {
+    if (errno == ENOTDIR) {
+      return absl::InvalidArgumentError(absl::StrCat("store ", path, " is not a directory"));
+    }
+    return ErrnoStatus(absl::StrCat("store ", path));
+  }
+  const auto has = [&](const char* name) {
+    return faccessat(directory.get(), name, F_OK, 0) == 0;
+  };
+  if (!has("node.json")) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("store ", path, " is not a cfs store: it has no node.json"));
+  }
+  auto identity = DecodeIdentity(ReadSmallFile(directory.get(), "node.json"));
+  if (!identity.ok()) {
+    return absl::Status(identity.status().code(),
+                        absl::StrCat("store ", path, ": ", identity.status().message()));
+  }
+  store.identity = *std::move(identity);
+  for (const char* name : {"meta", "data"}) {
+    if (!has(name)) {
+      return absl::DataLossError(
+          absl::StrCat("store ", path, " is damaged: ", name, "/ is missing"));
+    }
+  }
+  store.lock.reset(openat(directory.get(), "lock", O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+  if (!store.lock.valid()) {
+    // A copy need not have it.
+    if (errno == ENOENT) return store;
+    return ErrnoStatus(absl::StrCat("store ", path, ": lock"));
+  }
+  const std::optional<pid_t> owner = StoreOwner(path);  // Waits for one that is just ending.
+  struct flock lock = WholeFile(F_RDLCK);
+  if (fcntl(store.lock.get(), F_OFD_SETLK, &lock) != 0) {
+    if (errno != EAGAIN && errno != EACCES) return ErrnoStatus(absl::StrCat("store ", path));
+    return absl::UnavailableError(absl::StrCat(
+        "store ", path, " is in use by ",
+        owner.value_or(0) > 0 ? absl::StrCat("process ", *owner) : std::string("another process"),
+        "; end its node first"));
+  }
+  return store;
 }
 
 absl::StatusOr<std::string> ResolveStorePath(absl::string_view path) {
@@ -363,11 +416,14 @@ std::string MachineId() {
   return absl::StrCat("host ", name.nodename);
 }
 
+std::string HexOf(uint64_t value) { return absl::StrCat(absl::Hex(value, absl::kZeroPad16)); }
+
 std::string EncodeIdentity(const StoreIdentity& identity) {
   const nlohmann::ordered_json json = {{"format", kStoreFormat},
                                        {"cluster_id", identity.cluster_id},
                                        {"node_id", Raw(identity.node_id)},
-                                       {"machine", identity.machine}};
+                                       {"machine", identity.machine},
+                                       {"store_id", HexOf(identity.store_id)}};
   return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
@@ -399,11 +455,16 @@ absl::StatusOr<StoreIdentity> DecodeIdentity(absl::string_view text) {
   const auto cluster_id = member("cluster_id"), machine = member("machine");
   const uint64_t node_id = unsigned_member("node_id");
   if (format == 0 || !cluster_id.is_string() || !machine.is_string() || node_id == 0 ||
-      node_id > UINT32_MAX) {
+      node_id >= UINT32_MAX) {
     return damaged;
   }
   StoreIdentity identity{cluster_id.get<std::string>(), NodeId{static_cast<uint32_t>(node_id)},
-                         machine.get<std::string>()};
+                         machine.get<std::string>(), 0};
+  const auto store_id = member("store_id");
+  if (!store_id.is_string() ||
+      !absl::SimpleHexAtoi(store_id.get<std::string>(), &identity.store_id)) {
+    return damaged;
+  }
   if (identity.cluster_id.size() != 32 ||
       identity.cluster_id.find_first_not_of("0123456789abcdef") != std::string::npos) {
     return damaged;

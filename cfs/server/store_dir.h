@@ -1,9 +1,10 @@
 // A node's store directory: who it belongs to, and that nobody else uses it.
 //
-//   STORE/node.json  {format, cluster_id, node_id, machine}: written once, when
-//                    the store is made; a directory without it is no store
+//   STORE/node.json  {format, cluster_id, node_id, machine, store_id}: written
+//                    when the store is made; a directory without it is no store
 //   STORE/meta/      RocksDB            STORE/cfs.pid   the process in charge
 //   STORE/data/      backing files      STORE/cfs.log   its log
+//   STORE/cluster.*  what the store remembers of its cluster (cluster_store.h)
 //   STORE/lock       locked for the life of the process in charge
 //   STORE/cfs.sock   its control socket
 #ifndef CFS_SERVER_STORE_DIR_H_
@@ -22,25 +23,27 @@
 
 namespace cfs {
 
-inline constexpr int kStoreFormat = 2;
+inline constexpr int kStoreFormat = 3;
 
 struct StoreIdentity {
   std::string cluster_id;  // 128 bits in hexadecimal.
-  NodeId node_id{};        // Never 0.
+  NodeId node_id{};        // Never 0 or the highest number.
   std::string machine;     // MachineId() of the machine that made the store.
+  uint64_t store_id = 0;   // Random: tells stores with the same node_id apart.
 };
 
 // Guarantees: while an object lives no other process has the store open. A
 //   refusal changes nothing on disk. A crash while a store is made leaves a
 //   directory that Open() completes.
-// Thread-safety: immutable. The lock follows fork() and ends with the last copy.
+// Thread-safety: immutable but for Renew(). The lock follows fork() and ends with the last copy.
 // Errors: UNAVAILABLE in use by another process; FAILED_PRECONDITION on a network
 //   file system, of another machine, of a newer format, or not a store;
 //   INVALID_ARGUMENT not a directory; DATA_LOSS damaged; else the errno.
 class StoreDir {
  public:
   // Opens the store, making it when `path` is missing or an empty directory.
-  static absl::StatusOr<StoreDir> Open(absl::string_view path);
+  // A new one is of the cluster `cluster_id`; "": of one of its own.
+  static absl::StatusOr<StoreDir> Open(absl::string_view path, absl::string_view cluster_id = "");
 
   StoreDir(StoreDir&&) = default;
   StoreDir& operator=(StoreDir&&) = delete;
@@ -52,6 +55,11 @@ class StoreDir {
   std::string data_path() const { return path_ + "/data"; }
   const StoreIdentity& identity() const { return identity_; }
 
+  // There is no metadata yet, so that the store may become any node.
+  bool empty() const;
+  // Makes another node of it. REQUIRES: empty().
+  absl::Status Renew(absl::string_view cluster_id = "");
+
  private:
   StoreDir(std::string path, StoreIdentity identity, UniqueFd lock);
 
@@ -59,6 +67,16 @@ class StoreDir {
   StoreIdentity identity_;
   UniqueFd lock_;
 };
+
+// A store to look at. Guarantees: nothing on disk changes, and while an object
+// lives no process opens the store for use. Errors: as StoreDir, but it may be of
+// any machine and on any file system.
+struct IdleStore {
+  std::string path;  // Absolute.
+  StoreIdentity identity;
+  UniqueFd lock;
+};
+absl::StatusOr<IdleStore> OpenIdleStore(absl::string_view path);
 
 // $CFS_STORE, else /var/lib/cfs for root, else $XDG_STATE_HOME/cfs, else
 // ~/.local/state/cfs.
@@ -79,6 +97,9 @@ std::optional<absl::string_view> NetworkFileSystem(uint32_t f_type);
 
 // Names this machine across restarts.
 std::string MachineId();
+
+// 16 hexadecimal digits.
+std::string HexOf(uint64_t value);
 
 // node.json as text and back.
 std::string EncodeIdentity(const StoreIdentity& identity);

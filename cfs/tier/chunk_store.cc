@@ -1,12 +1,19 @@
 #include "cfs/tier/chunk_store.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
@@ -18,16 +25,46 @@
 namespace cfs {
 namespace {
 
+constexpr uint64_t kFilesInDirectory = 1024;
+
 // "xxx/yyy/0123456789ab" relative to the data directory.
 struct RelativePath {
   explicit RelativePath(BackingId backing) {
     const unsigned long long n = Raw(backing);
     std::snprintf(text, sizeof(text), "%03llx/%03llx/%012llx", n >> 20 & 0xfff, n >> 10 & 0x3ff, n);
   }
+  std::string directory() const { return std::string(text, std::strrchr(text, '/') - text); }
   char text[32];
 };
 
+bool IsTmpfs(int fd) {
+  struct statfs st;
+  return fstatfs(fd, &st) == 0 && st.f_type == TMPFS_MAGIC;
+}
+
 }  // namespace
+
+std::string BackingPath(BackingId backing) { return RelativePath(backing).text; }
+
+absl::Status WalkBackingFiles(
+    const std::string& directory,
+    const std::function<void(absl::string_view path, BackingId backing)>& visit) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  for (fs::recursive_directory_iterator it(directory, error), end; !error && it != end;
+       it.increment(error)) {
+    if (it->is_directory(error) && it.depth() < 2) continue;
+    const std::string path = it->path().string().substr(directory.size() + 1);
+    uint64_t number = 0;
+    if (!it->is_regular_file(error) || it->is_symlink(error) ||
+        !absl::SimpleHexAtoi(it->path().filename().string(), &number) ||
+        BackingPath(BackingId(number)) != path) {
+      number = 0;
+    }
+    visit(path, BackingId(number));
+  }
+  return error ? ErrnoStatus(error.value(), absl::StrCat("list ", directory)) : absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<ChunkStore>> ChunkStore::Open(const std::string& directory,
                                                              NextNumber next_number) {
@@ -36,6 +73,12 @@ absl::StatusOr<std::unique_ptr<ChunkStore>> ChunkStore::Open(const std::string& 
   return std::unique_ptr<ChunkStore>(
       new ChunkStore(std::move(fd), directory, std::move(next_number)));
 }
+
+ChunkStore::ChunkStore(UniqueFd directory, std::string path, NextNumber next_number)
+    : directory_(std::move(directory)),
+      in_memory_(IsTmpfs(directory_.get())),
+      path_(std::move(path)),
+      next_number_(std::move(next_number)) {}
 
 ChunkStore::~ChunkStore() { StopPool(); }
 
@@ -68,6 +111,23 @@ absl::Status ChunkStore::Remove(BackingId backing) const {
     return ErrnoStatus("remove backing file");
   }
   return absl::OkStatus();
+}
+
+size_t ChunkStore::RemoveAll(uint64_t first, uint64_t end,
+                             absl::FunctionRef<bool(BackingId)> kept) const {
+  size_t removed = 0;
+  for (uint64_t n = first; n < end;) {
+    const uint64_t next = std::min(end, (n / kFilesInDirectory + 1) * kFilesInDirectory);
+    const RelativePath path{BackingId(n)};
+    const UniqueFd directory(openat(directory_.get(), path.directory().c_str(),
+                                    O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+    // Mostly there is none: numbers are taken for directories, too.
+    if (!directory.valid() && errno == ENOENT) n = next;
+    for (; n < next; ++n) {
+      if (!kept(BackingId(n)) && Remove(BackingId(n)).ok()) ++removed;
+    }
+  }
+  return removed;
 }
 
 absl::StatusOr<UniqueFd> ChunkStore::Create(BackingId backing) const {
@@ -133,6 +193,8 @@ void ChunkStore::Settle(BackingId backing) {
 }
 
 absl::StatusOr<FreshFile> ChunkStore::MakeFresh(const Registrar& registrar) {
+  CFS_ASSIGN_OR_RETURN(const struct statvfs space, Space());
+  if (space.f_files > 0 && space.f_favail < kSpareInodes) return PosixError(ENOSPC);
   CFS_ASSIGN_OR_RETURN(const uint64_t number, next_number_());
   FreshFile fresh{BackingId(number), 0};
   const absl::StatusOr<UniqueFd> fd = Create(fresh.backing);
@@ -146,7 +208,7 @@ absl::StatusOr<FreshFile> ChunkStore::MakeFresh(const Registrar& registrar) {
 
 void ChunkStore::StartPool(Registrar registrar) {
   registrar_ = std::move(registrar);
-  filler_ = std::thread([this] { Fill(); });
+  filler_ = Thread([this] { Fill(); });
 }
 
 void ChunkStore::StopPool() {

@@ -10,11 +10,13 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "cfs/base/mutex.h"
+#include "cfs/base/thread.h"
 #include "cfs/base/types.h"
 #include "cfs/base/unique_fd.h"
 
@@ -61,6 +63,10 @@ class ChunkStore {
   absl::Status SetTimes(BackingId backing, const timespec times[2]) const;
   // NOT_FOUND if it is not there.
   absl::Status Remove(BackingId backing) const;
+  // Those with a number in [first, end) that are there and not to be kept; returns
+  // how many.
+  size_t RemoveAll(uint64_t first, uint64_t end,
+                   absl::FunctionRef<bool(BackingId backing)> kept) const;
   // Makes the file again, empty, where power loss took an unsynced one.
   absl::Status CreateEmpty(BackingId backing) const;
   // The lease probe: true while any process, ghosts of an earlier run too, has
@@ -68,6 +74,8 @@ class ChunkStore {
   // it that nobody opens the file meanwhile.
   absl::StatusOr<bool> HasWriter(BackingId backing) const;
   absl::StatusOr<struct statvfs> Space() const;
+  // Nothing waits for a device (on tmpfs, whose reads cannot be asked not to).
+  bool in_memory() const { return in_memory_; }
   // Everything in the store's file system is on the device.
   absl::Status SyncAll() const;
   std::string PathOf(BackingId backing) const;
@@ -75,10 +83,7 @@ class ChunkStore {
   size_t pool_size() const { return pool_size_.load(std::memory_order_relaxed); }
 
  private:
-  ChunkStore(UniqueFd directory, std::string path, NextNumber next_number)
-      : directory_(std::move(directory)),
-        path_(std::move(path)),
-        next_number_(std::move(next_number)) {}
+  ChunkStore(UniqueFd directory, std::string path, NextNumber next_number);
 
   // Creates a file, and its directories when they are missing. The descriptor is
   // read-only: a passthrough registration keeps what it was made from open, and
@@ -89,6 +94,7 @@ class ChunkStore {
   void Fill();
 
   const UniqueFd directory_;
+  const bool in_memory_;
   const std::string path_;
   const NextNumber next_number_;
   Registrar registrar_;  // Of the filler.
@@ -98,7 +104,7 @@ class ChunkStore {
   std::deque<FreshFile> pool_ ABSL_GUARDED_BY(pool_mutex_);
   bool stopping_ ABSL_GUARDED_BY(pool_mutex_) = false;
   std::atomic<size_t> pool_size_{0};
-  std::thread filler_;
+  Thread filler_;
 
   // Which numbers from settled_ on are settled: a window over a rising counter.
   Mutex settle_mutex_;
@@ -106,6 +112,15 @@ class ChunkStore {
   // Release on write, so that a reader sees the commits before it.
   std::atomic<uint64_t> settled_{0};
 };
+
+// "xxx/yyy/0123456789ab": where a backing file is in the data directory.
+std::string BackingPath(BackingId backing);
+
+// Calls `visit` for each file in a data directory, in no order, with its path in
+// there; kNoBacking for one that is no backing file.
+absl::Status WalkBackingFiles(
+    const std::string& directory,
+    const std::function<void(absl::string_view path, BackingId backing)>& visit);
 
 }  // namespace cfs
 

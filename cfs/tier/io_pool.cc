@@ -16,12 +16,15 @@ IoPool::~IoPool() {
     stopping_ = true;
     wake_.SignalAll();
   }
-  for (std::thread& thread : threads_) thread.join();
+  for (Thread& thread : threads_) thread.join();
 }
 
 void IoPool::Run(absl::AnyInvocable<void()> task) {
-  MutexLock lock(&mutex_);
-  tasks_.push_back(std::move(task));
+  {
+    MutexLock lock(&mutex_);
+    tasks_.push_back(std::move(task));
+  }
+  // Whoever wakes up wants the mutex.
   wake_.Signal();
 }
 

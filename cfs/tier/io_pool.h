@@ -3,11 +3,11 @@
 #define CFS_TIER_IO_POOL_H_
 
 #include <deque>
-#include <thread>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "cfs/base/mutex.h"
+#include "cfs/base/thread.h"
 
 namespace cfs {
 
@@ -32,7 +32,7 @@ class IoPool {
   CondVar idle_;
   int running_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::vector<std::thread> threads_;
+  std::vector<Thread> threads_;
 };
 
 }  // namespace cfs

@@ -5,9 +5,10 @@ Contenders: cfs; native, the bare file system under the store; null, the null da
 next to this script: the ceiling of what any FUSE file system can reach here. cfs and null run with
 requests over /dev/fuse ("dev") and over FUSE-over-io_uring ("uring"). Every row of every round runs
 on all contenders back to back, in random order; ratios are taken within a round, and what is
-printed is the median of the rounds with minimum and maximum.
+printed is the median of the rounds with minimum and maximum. The second part does the same with
+nodes of a cluster, in network namespaces on this machine (cluster_part.py).
 
-Needs root (mount, passthrough, drop_caches), /dev/fuse and fio.
+Needs root (mount, passthrough, drop_caches, namespaces), /dev/fuse and fio.
 """
 
 import argparse
@@ -34,8 +35,10 @@ from contenders import (
     store_directory,
     uring_enabled,
 )
-from report import analyse, report
-from rows import FULL, QUICK, SMOKE, select_rows
+from cluster_part import ClusterPart
+from loads import prepare_data, run_fio
+from report import analyse, analyse_cluster, print_verdicts, report, report_cluster
+from rows import CLUSTER_ROWS, FULL, QUICK, ROWS, SMOKE, select_rows
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -95,17 +98,17 @@ class Bench:
 
     def prepare(self, row, contender):
         """What the row needs and does not measure."""
-        data = contender.directory / "data"
-        if not row.fio:
+        if row.fio:
+            prepare_data(row.fio, contender, self.sizes)
+        else:
             (contender.directory / "meta").mkdir(exist_ok=True)
-        elif makes_file(row):
-            data.unlink(missing_ok=True)  # Allocation is part of the row.
-        elif not data.exists():
-            write_file(data, self.sizes.file_mib)
 
     def measure(self, row, contender):
         try:
-            value = self.fio(row, contender) if row.fio else self.metadata(row, contender)
+            if row.fio:
+                value = run_fio(row.fio, contender, self.sizes, row.unit)
+            else:
+                value = self.metadata(row, contender)
         except BenchError as error:
             raise BenchError(f"{row.name} on {contender.name}: {error}") from error
         if value <= 0:
@@ -120,45 +123,6 @@ class Bench:
         if row.name in ("unlink", "rmdir"):
             directory.rmdir()  # A directory that kept something fails here.
         return json.loads(output)["per_second"]
-
-    def fio(self, row, contender):
-        rw, block, direct = row.fio
-        command = [
-            "fio", "--name=bench", f"--filename={contender.directory / 'data'}", f"--rw={rw}",
-            f"--bs={block}", f"--size={self.sizes.file_mib}M", f"--direct={int(direct)}",
-            "--ioengine=psync", "--thread", "--fallocate=none", "--gtod_reduce=1",
-            "--clocksource=clock_gettime",  # Else every fio first calibrates the CPU's clock.
-            "--randrepeat=1", "--norandommap",
-            # The cache that fio would drop is the FUSE inode's, which passthrough does not use.
-            "--invalidate=0", "--output-format=json",
-        ]
-        if not makes_file(row):
-            command += ["--time_based", f"--runtime={int(self.sizes.runtime_s * 1000)}ms"]
-        reads = rw.endswith("read")
-        if reads and not direct:
-            command.append("--pre_read=1")
-        output = run(command)
-        job = json.loads(output[output.index("{"):])["jobs"][0]
-        if job["error"]:
-            raise BenchError(f"fio: {os.strerror(job['error'])}")
-        result = job["read" if reads else "write"]
-        if not reads:
-            # Outside of what was measured, so that its writeback does not meet the next row.
-            run(["sync", "-f", contender.base])
-        return result["bw_bytes"] / 1e6 if row.unit == "MB/s" else result["iops"]
-
-
-def makes_file(row):
-    """Buffered sequential writing fills a new file; the other data rows work on that file."""
-    rw, _, direct = row.fio
-    return rw == "write" and not direct
-
-
-def write_file(path, mib):
-    with open(path, "wb", buffering=0) as file:
-        for _ in range(mib):
-            file.write(bytes(1 << 20))
-        os.fsync(file.fileno())
 
 
 def commit():
@@ -189,8 +153,11 @@ def parse_arguments():
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="small sizes, under 4 minutes")
     size.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--parts", type=listed("node", "cluster"), default=["node", "cluster"],
+                        metavar="LIST", help="node (one node), cluster (several)")
     parser.add_argument("--contenders", type=listed("cfs", "native", "null"),
-                        default=["cfs", "native", "null"], metavar="LIST")
+                        default=["cfs", "native", "null"], metavar="LIST",
+                        help="of one node; a cluster is measured beside all of its bounds")
     parser.add_argument("--store", type=listed("tmpfs", "ext4"), default=["tmpfs", "ext4"],
                         metavar="LIST", help="tmpfs, ext4 (a directory on the disk)")
     parser.add_argument("--transport", type=listed("dev", "uring"), metavar="LIST",
@@ -198,14 +165,15 @@ def parse_arguments():
     parser.add_argument("--rows", type=lambda text: text.split(","), default=["*"],
                         metavar="LIST", help="names or patterns, e.g. stat_*,create")
     parser.add_argument("--rounds", type=int, metavar="N")
-    parser.add_argument("--files", type=int, metavar="N", help="files in the metadata rows")
+    parser.add_argument("--files", type=int, metavar="N",
+                        help="files in the metadata rows of one node")
     parser.add_argument("--pin", action="store_true",
                         help="all on one CPU at real-time priority: repeatable on a busy machine, "
                         "but blind to what the scheduler costs")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all values here")
     parser.add_argument("--build", type=pathlib.Path, metavar="DIR",
                         default=REPOSITORY / "build/meson/tests/bench",
-                        help="where null_daemon and meta_bench are")
+                        help="where null_daemon, meta_bench and net_bench are")
     parser.add_argument("--cfs", type=pathlib.Path, metavar="BINARY",
                         default=pathlib.Path(os.environ.get("CFS", REPOSITORY / "build/cfs")))
     parser.add_argument("--disk-dir", type=pathlib.Path, default=pathlib.Path("/var/tmp"),
@@ -220,10 +188,12 @@ def check_prerequisites(options):
     if not os.path.exists("/dev/fuse"):
         return "needs /dev/fuse"
     needed = [options.build / "meta_bench"]
-    if "null" in options.contenders:
+    if "null" in options.contenders or "cluster" in options.parts:
         needed.append(options.build / "null_daemon")
-    if "cfs" in options.contenders:
+    if "cfs" in options.contenders or "cluster" in options.parts:
         needed.append(options.cfs)
+    if "cluster" in options.parts:
+        needed.append(options.build / "net_bench")
     for binary in needed:
         if not (binary.is_file() and os.access(binary, os.X_OK)):
             raise BenchError(f"{binary} is missing: build first, or see --contenders")
@@ -233,7 +203,9 @@ def check_prerequisites(options):
 def measure(options, sizes, rows):
     load_before = os.getloadavg()
     started = time.monotonic()
-    bench = Bench(options, sizes, rows)
+    node_rows = [row for row in rows if row in ROWS]
+    cluster_rows = [row for row in rows if row in CLUSTER_ROWS]
+    bench = Bench(options, sizes, node_rows)
     results = {
         "commit": commit(),
         "kernel": os.uname().release,
@@ -243,19 +215,34 @@ def measure(options, sizes, rows):
         "transports": options.transport,
         "stores": {},
     }
-    with uring_enabled("uring" in options.transport):
-        for store in options.store:
-            results["stores"][store] = bench.measure_store(store)
+    if node_rows:
+        with uring_enabled("uring" in options.transport):
+            for store in options.store:
+                results["stores"][store] = bench.measure_store(store)
     for store, result in results["stores"].items():
         result["ratios"] = {
             transport: {
-                row.name: analyse(row, store, result["rows"][row.name], transport) for row in rows
+                row.name: analyse(row, store, result["rows"][row.name], transport)
+                for row in node_rows
             }
             for transport in options.transport
         }
+    if cluster_rows:
+        results["cluster"] = measure_cluster(options, sizes, cluster_rows)
     results["load"] = {"before": load_before, "after": os.getloadavg()}
     results["seconds"] = round(time.monotonic() - started)
     return results
+
+
+def measure_cluster(options, sizes, rows):
+    result = ClusterPart(options, sizes, rows, progress).measure()
+    if "skipped" not in result:
+        due = [row for row in rows if row.name not in result["absent"]]
+        result["ratios"] = {row.name: analyse_cluster(row, result["rows"][row.name]) for row in due}
+        for name, found in result["ratios"].items():
+            if not found:
+                raise BenchError(f"{name} is missing")
+    return result
 
 
 def main():
@@ -272,7 +259,8 @@ def main():
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, lambda caught, _: sys.exit(128 + caught))
     try:
-        rows = select_rows(options.rows)
+        rows = select_rows(options.rows, [*(ROWS if "node" in options.parts else ()),
+                                          *(CLUSTER_ROWS if "cluster" in options.parts else ())])
         reason = check_prerequisites(options)
         if reason:
             print(f"skip bench: {reason}")
@@ -289,11 +277,19 @@ def main():
           f"{results['seconds']} s{', pinned to one CPU' if options.pin else ''}")
     if load["before"][0] > 1 and not (options.smoke or options.pin):
         print("warning: the machine was not idle before the run: ratios of short rows mean little")
-    report(results, rows)
+    verdicts = report(results, [row for row in rows if row in ROWS])
+    cluster = results.get("cluster", {})
+    if "ratios" in cluster:
+        verdicts += report_cluster(cluster, [row for row in rows if row in CLUSTER_ROWS])
+    elif cluster:
+        print(f"\nskip bench_cluster: {cluster['skipped']}")
+    print_verdicts(verdicts)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.smoke:
         print("ok bench")
+        if "ratios" in cluster:
+            print("ok bench_cluster")
     return 0
 
 

@@ -106,9 +106,10 @@ class Native(Contender):
 
 
 class Null(Contender):
-    def __init__(self, transport, binary, files):
+    def __init__(self, transport, binary, files, options=()):
         super().__init__("null", transport)
         self.binary = binary
+        self.options = options
         self.pool = files + files // 2  # No round runs out of backing files made ahead.
         self.process = None
 
@@ -116,7 +117,8 @@ class Null(Contender):
         super().start(base)
         backing = self.base / "backing"
         backing.mkdir()
-        command = [self.binary, self.directory, "--backing", backing, "--pool", self.pool]
+        command = [self.binary, self.directory, "--backing", backing, "--pool", self.pool,
+                   *self.options]
         if self.transport == "uring":
             command += ["-o", f"io_uring,io_uring_q_depth={URING_QUEUE_DEPTH}"]
         self.process = subprocess.Popen(

@@ -1,6 +1,9 @@
 // meta_bench measures one metadata row on a directory and prints it as a line of JSON:
 //
-//   meta_bench --dir DIR --row ROW [--files N]
+//   meta_bench --dir DIR --row ROW [--files N] [--wait]
+//
+// With --wait it says "ready" and begins when it is told to, by a line, so that several begin at
+// once.
 //
 // Rows leave behind what later rows need, so that bench.py can run one row on every contender back
 // to back: create (also writes 4 KiB) -> stat_cold, stat_warm, open_read, readdir_cold,
@@ -157,12 +160,17 @@ const std::map<std::string, Row> kRows = {
     {"rmdir", {&Bench::RmDir, Row::kAsIs}},
 };
 
-void Run(const std::string& name, const Row& row, const std::string& path, int files) {
+void Run(const std::string& name, const Row& row, const std::string& path, int files, bool wait) {
   Bench bench;
   bench.files = files;
   if (row.cache == Row::kCold) DropCaches();
   bench.dir = Check(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), path.c_str());
   if (row.cache == Row::kWarm) (bench.*row.run)();
+  if (wait) {
+    std::puts("ready");
+    std::fflush(stdout);
+    if (std::getchar() == EOF) std::exit(1);
+  }
   const auto start = std::chrono::steady_clock::now();
   int operations = 0;
   for (int pass = 0; pass < row.passes; ++pass) operations += (bench.*row.run)();
@@ -177,10 +185,11 @@ int main(int argc, char** argv) {
   const option long_options[] = {{"dir", required_argument, nullptr, 'd'},
                                  {"row", required_argument, nullptr, 'r'},
                                  {"files", required_argument, nullptr, 'n'},
+                                 {"wait", no_argument, nullptr, 'w'},
                                  {}};
   std::string dir, row;
   int files = 20000;
-  bool usage = false;
+  bool wait = false, usage = false;
   for (int c; (c = getopt_long(argc, argv, "", long_options, nullptr)) != -1;) {
     switch (c) {
       case 'd':
@@ -192,16 +201,19 @@ int main(int argc, char** argv) {
       case 'n':
         files = std::atoi(optarg);
         break;
+      case 'w':
+        wait = true;
+        break;
       default:
         usage = true;
     }
   }
   if (usage || optind != argc || dir.empty() || kRows.count(row) == 0 || files <= 0) {
-    std::fprintf(stderr, "usage: meta_bench --dir DIR --row ROW [--files N], ROW one of:");
+    std::fprintf(stderr, "usage: meta_bench --dir DIR --row ROW [--files N] [--wait], ROW one of:");
     for (const auto& [name, unused] : kRows) std::fprintf(stderr, " %s", name.c_str());
     std::fprintf(stderr, "\n");
     return 64;
   }
-  Run(row, kRows.at(row), dir, files);
+  Run(row, kRows.at(row), dir, files, wait);
   return 0;
 }

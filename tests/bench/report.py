@@ -45,6 +45,8 @@ def number(value):
         return f"{value / 1000:.0f}k"
     if value >= 9_995:
         return f"{value / 1000:.1f}k"
+    if value < 99.5:
+        return f"{value:.2f}"
     return f"{value:.0f}"
 
 
@@ -69,7 +71,46 @@ def print_table(header, lines):
         print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
 
 
+def in_turn(*rates):
+    """What is left when each has its share of the work, one after the other."""
+    return 1 / sum(1 / rate for rate in rates)
+
+
+def analyse_cluster(row, values):
+    """None where a contender was not measured as often as the others."""
+    if not values or any(len(values.get(name, ())) != len(values["cfs"]) for name in row.bounds):
+        return None
+    bounds = list(zip(*(values[name] for name in row.bounds)))
+    of_ceiling = summary([cfs / min(bound) for cfs, bound in zip(values["cfs"], bounds)])
+    return {
+        "of_ceiling": of_ceiling,
+        "of_bounds_in_turn": len(row.bounds) > 1 and summary(
+            [cfs / in_turn(*bound) for cfs, bound in zip(values["cfs"], bounds)]) or None,
+        "verdicts": [verdict(of_ceiling, row.target, "ceiling")] if row.target else [],
+    }
+
+
+def report_cluster(cluster, rows):
+    print("\nclusters (stores on tmpfs, requests over /dev/fuse): median (min..max)")
+    header = ["row", "unit", "cfs", "raw tcp", "null", "alone", "of the least", "of raw + null",
+              "target"]
+    lines = []
+    for row in rows:
+        if row.name in cluster["absent"]:
+            lines.append([row.name, row.unit, f"- {cluster['absent'][row.name]}",
+                          *[""] * (len(header) - 3)])
+            continue
+        values, found = cluster["rows"][row.name], cluster["ratios"][row.name]
+        lines.append([row.name, row.unit,
+                      *(cell(values.get(name)) for name in ("cfs", "raw", "null", "alone")),
+                      ratio_cell(found["of_ceiling"]), ratio_cell(found["of_bounds_in_turn"]),
+                      verdict_cell(found["verdicts"])])
+    print_table(header, lines)
+    return [v for found in cluster["ratios"].values() for v in found["verdicts"]]
+
+
 def report(results, rows):
+    """Prints the tables of one node and returns their verdicts."""
     for store, result in results["stores"].items():
         for transport in results["transports"]:
             print(f"\n{store} store ({result['file_system']}), transport {transport}: "
@@ -91,13 +132,16 @@ def report(results, rows):
         for name, count in result["bytes_through_daemon"].items():
             print(f"data bytes through the daemon of {name}: "
                   f"{count['read']} read, {count['written']} written")
-    verdicts = [
+    return [
         v
         for result in results["stores"].values()
         for by_row in result["ratios"].values()
         for found in by_row.values()
         for v in found["verdicts"]
     ]
+
+
+def print_verdicts(verdicts):
     if verdicts:
         missed = sum(not v["pass"] for v in verdicts)
         print(f"\ntargets: {len(verdicts) - missed} PASS, {missed} MISS")

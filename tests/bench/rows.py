@@ -48,9 +48,68 @@ ROWS = (
 )
 
 
-def select_rows(patterns):
+@dataclasses.dataclass(frozen=True)
+class ClusterRow:
+    """One line of the cluster's table. The ceiling is the least of `bounds` in the same round."""
+
+    name: str
+    unit: str
+    part: str  # What of cluster_part.py measures it.
+    bounds: tuple  # "raw": raw TCP over the same link; "null": the null daemon; "alone": cfs alone.
+    target: float | None = None  # The least ratio to the ceiling.
+    fio: tuple = ()
+    jobs: int = 1  # Processes of fio, or nodes that work at once.
+    rate: str | None = None  # What the link is limited to.
+    here: bool = False  # Metadata: is the owner the node that works?
+    after: str | None = None
+
+
+TRANSPORT_ROWS = tuple(
+    ClusterRow(name, unit, "transport", ("raw",), target)
+    for name, unit, target in (
+        ("round_trip_64b", "1/s", 0.67),  # 1.5 times as long.
+        ("round_trip_64b_one_cpu", "1/s", 0.67),
+        ("transport_read_64k", "GB/s", None),
+        ("transport_read_1m", "GB/s", None),
+    )
+)
+LINK_RATE, LINK_BYTES_PER_S = "2gbit", 250e6
+REMOTE_ROWS = tuple(
+    ClusterRow(f"remote_{name}{suffix}", unit, "remote", bounds, target, (*fio, False), jobs, rate)
+    for rate, suffix, bounds, target in ((LINK_RATE, f"_{LINK_RATE}", ("raw",), 0.9),
+                                         (None, "", ("raw", "null"), 0.8))
+    for name, unit, fio, jobs in (
+        ("seq_write_1m", "MB/s", ("write", "1M"), 1),
+        ("seq_read_1m", "MB/s", ("read", "1M"), 1),
+        ("rand_read_4k", "op/s", ("randread", "4k"), 1),
+        ("rand_write_4k", "op/s", ("randwrite", "4k"), 1),
+        ("rand_read_4k_x4", "op/s", ("randread", "4k"), 4),
+        ("rand_write_4k_x4", "op/s", ("randwrite", "4k"), 4),
+    )
+)
+OWNER_ROWS = tuple(
+    ClusterRow(f"{name}_{where}_{nodes}", "op/s", "metadata", bounds, here=where == "here",
+               jobs=nodes, after=after and f"{after}_{where}_{nodes}")
+    for where, bounds in (("here", ("null",)), ("there", ("raw", "null")))
+    for nodes in (1, 2, 4)
+    for name, after in (("create", None), ("stat_cold", "create"), ("rename", "create"),
+                        ("unlink", "rename"))
+)
+LOCAL_ROWS = tuple(
+    ClusterRow(f"local_{name}", unit, "local", ("alone",), 0.97, (*fio, False))
+    for name, unit, fio in (
+        ("seq_write_1m", "MB/s", ("write", "1M")),
+        ("seq_read_1m", "MB/s", ("read", "1M")),
+        ("rand_read_4k", "op/s", ("randread", "4k")),
+        ("rand_write_4k", "op/s", ("randwrite", "4k")),
+    )
+)
+CLUSTER_ROWS = TRANSPORT_ROWS + REMOTE_ROWS + OWNER_ROWS + LOCAL_ROWS
+
+
+def select_rows(patterns, rows):
     """The rows that match, with those that they build on, in running order."""
-    by_name = {row.name: row for row in ROWS}
+    by_name = {row.name: row for row in rows}
     wanted = set()
     for pattern in patterns:
         names = fnmatch.filter(by_name, pattern)
@@ -60,21 +119,27 @@ def select_rows(patterns):
             while name is not None:
                 wanted.add(name)
                 name = by_name[name].after
-    return [row for row in ROWS if row.name in wanted]
+    return [row for row in rows if row.name in wanted]
 
 
 @dataclasses.dataclass
 class Sizes:
     files: int
+    cluster_files: int  # A node, in the metadata rows of a cluster.
+    round_trips: int  # Of the transport, a round.
     file_mib: int
     runtime_s: float
     rounds: int
+    local_times: int  # As many rounds of local rows of clusters: the difference is small.
     # A round that is thrown away: a virtual machine pays for memory when it first touches it.
     warm_up: bool
     # Wait between measurements until no daemon is busy.
     settle: bool
 
 
-FULL = Sizes(files=20000, file_mib=512, runtime_s=0.7, rounds=5, warm_up=True, settle=True)
-QUICK = Sizes(files=4000, file_mib=64, runtime_s=0.2, rounds=3, warm_up=False, settle=True)
-SMOKE = Sizes(files=50, file_mib=4, runtime_s=0.1, rounds=1, warm_up=False, settle=False)
+FULL = Sizes(files=20000, cluster_files=2000, round_trips=3000, file_mib=512, runtime_s=0.7,
+             rounds=5, local_times=3, warm_up=True, settle=True)
+QUICK = Sizes(files=4000, cluster_files=500, round_trips=1000, file_mib=64, runtime_s=0.2, rounds=3,
+              local_times=3, warm_up=False, settle=True)
+SMOKE = Sizes(files=50, cluster_files=20, round_trips=20, file_mib=4, runtime_s=0.1, rounds=1,
+              local_times=1, warm_up=False, settle=False)

@@ -17,7 +17,7 @@ from suite import (Skip, case, cfs, check, equal, is_refusal, kill, mounts_at, n
                    refused, run, running, snapshot, succeeds, wait_until)
 
 USAGE, DATAERR, NOINPUT, UNAVAILABLE, TEMPFAIL, NOPERM, CONFIG = 64, 65, 66, 69, 75, 77, 78
-VERBS = ("mount", "umount", "status", "stat", "doctor", "version")
+VERBS = ("mount", "serve", "umount", "status", "nodes", "token", "stat", "fsck", "doctor", "version")
 NOBODY = 65534
 
 
@@ -36,8 +36,9 @@ def make_store(path, **changes):
     """A store as an earlier run would have left it, with other values in its node.json."""
     for part in ("meta", "data"):
         directory(path / part)
-    identity = {"format": 2, "cluster_id": "0123456789abcdef" * 2, "node_id": 7,
-                "machine": Path("/etc/machine-id").read_text().strip()}
+    identity = {"format": 3, "cluster_id": "0123456789abcdef" * 2, "node_id": 7,
+                "machine": Path("/etc/machine-id").read_text().strip(),
+                "store_id": "0123456789abcdef"}
     (path / "node.json").write_text(json.dumps(identity | changes))
     return path
 
@@ -99,8 +100,9 @@ def wrong_words(work):
     for verb in ("mount", "umount", "stat"):
         refused(USAGE, ["missing"], verb)
         refused(USAGE, ["'b c'"], verb, work, "b c")
-    for verb in ("doctor", "version"):
+    for verb in ("serve", "nodes", "token", "doctor", "version"):
         refused(USAGE, ["'b c'"], verb, "b c")
+    refused(USAGE, ["--remove-lost needs ids"], "nodes", "--remove-lost")
     refused(USAGE, ["--store", "needs a value"], "mount", work, "--store")
     refused(USAGE, ["-o", "needs a value"], "mount", work, "-o")
     refused(USAGE, ["--store takes DIR"], "mount", work, "--store=")
@@ -387,6 +389,26 @@ def mount_and_umount(work):
     identity = (m.store / "node.json").read_bytes()
     m.mount()
     equal((m.store / "node.json").read_bytes(), identity, "identity after a second mount")
+    succeeds("umount", m.mnt)
+
+
+@case
+def log_stays_small(work):
+    """At a start and while a daemon runs: it becomes cfs.log.1 in place of the one before."""
+    m = Mounted(work)
+    log, old = m.store / "cfs.log", m.store / "cfs.log.1"
+    pid = m.pid
+    for number in range(2):
+        os.truncate(log, (16 << 20) + number + 1)
+        wait_until(lambda: old.exists() and old.stat().st_size == (16 << 20) + number + 1,
+                   "a log that is too large")
+        wait_until(lambda: os.readlink(f"/proc/{pid}/fd/2") == str(log), "a new log")
+    succeeds("umount", m.mnt)
+    check("ended" in log.read_text(), "the daemon's last words are not in its log")
+    os.truncate(log, 17 << 20)
+    m.mount()
+    equal(old.stat().st_size, 17 << 20, "size of the log before")
+    check("mounted" in log.read_text(), "the daemon's first words are not in its log")
     succeeds("umount", m.mnt)
 
 

@@ -8,7 +8,8 @@ import suite
 from suite import Skip, case, equal, succeeds
 
 MAN = suite.REPOSITORY / "man"
-VERB_PAGES = {"mount": "cfs-mount.8.scd", "doctor": "cfs-doctor.8.scd"}
+VERB_PAGES = {"mount": "cfs-mount.8.scd", "fsck": "cfs-fsck.8.scd",
+              "doctor": "cfs-doctor.8.scd"}
 
 
 def options_of_help(verb):

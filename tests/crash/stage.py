@@ -160,6 +160,8 @@ class Cfs:
             raise
 
     def mount(self):
+        if (self.store / "node.json").exists() and not self.unsafe_fsync:
+            self.fsck()
         log = self.store / "cfs.log"
         self.log_read = log.stat().st_size if log.exists() else 0
         run(self.binary, "mount", self.mnt, "--store", self.store, *self.options, env=self.env)
@@ -170,6 +172,13 @@ class Cfs:
         lines = mounts(self.mnt)
         if len(lines) != 1 or f" - fuse.cfs cfs:{self.store} " not in lines[0]:
             raise Failure(f"{self.mnt} is not one mount of {self.store}: {lines}")
+
+    def fsck(self):
+        """What a crash has left is right as it is, before recovery has looked at it."""
+        done = subprocess.run([self.binary, "fsck", self.store], capture_output=True, text=True,
+                              timeout=60, check=False)
+        if done.returncode:
+            raise Failure(f"fsck: exit {done.returncode}: {(done.stdout + done.stderr)[:1000]}")
 
     def status(self):
         return json.loads(run(self.binary, "status", "--store", self.store, "--json"))
@@ -220,6 +229,8 @@ class Cfs:
 
     def check_log(self):
         """Fails if the running daemon has logged an error."""
+        if (self.store / "cfs.log.1").exists():
+            raise Failure("the log is longer than any test has reason for")
         with open(self.store / "cfs.log", "rb") as log:
             log.seek(self.log_read)
             text = log.read().decode(errors="replace")

@@ -10,11 +10,13 @@ from pathlib import Path
 import harness
 
 
-def parse_options():
-    """--long and --seed, and the rest of the command line for the harness."""
+def parse_options(**numbers):
+    """--long, --seed and --NUMBER, and the rest of the command line for the harness."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_known_args()
 
 

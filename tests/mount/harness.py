@@ -27,6 +27,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import inspect
 import json
 import os
 import pickle
@@ -49,7 +50,12 @@ MODES = {
     "uring": ["--io-uring=on"],
     "uring-daemon-io": ["--io-uring=on", "--passthrough=off"],
     "locks-daemon": ["--io-uring=off", "--locks=daemon"],
+    # The shared mount is that of the second of three nodes; a case's own mounts are no clusters.
+    "cluster": ["--io-uring=off"],
+    # The same, but the node is a client, which stores no files.
+    "client": ["--io-uring=off"],
 }
+CLUSTER_NODES = 3
 STORES = ("disk", "tmpfs", "loop-ext4", "loop-xfs")
 NOBODY = 65534
 EXIT_SKIPPED = 77
@@ -57,6 +63,7 @@ SANITIZER_REPORT = re.compile(
     r"ERROR: (Address|Leak)Sanitizer|runtime error:|WARNING: ThreadSanitizer")
 URING_PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 FITHAW = 0xC0045878
+NAMESPACES = "/run/netns"
 
 
 class Skip(Exception):
@@ -228,6 +235,27 @@ class Child:
         check(self.running(), "child ended instead of blocking")
 
 
+class Holder:
+    """A process that does what it is told, one call at a time, until it is let go."""
+
+    def __init__(self, *calls):
+        self._go_out, self._go = os.pipe()
+        self._done, self._done_in = os.pipe()
+        self.child = Child(self._run, calls)
+        for _ in calls:
+            os.read(self._done, 1)
+
+    def _run(self, calls):
+        for function, *arguments in calls:
+            function(*arguments)
+            os.write(self._done_in, b"x")
+        os.read(self._go_out, 1)
+
+    def let_go(self):
+        os.write(self._go, b"x")
+        self.child.result()
+
+
 def in_child(function, *args, **kwargs):
     return Child(function, *args, **kwargs).result()
 
@@ -290,7 +318,8 @@ def mount_options(path):
 
 def run(*command, timeout=60, **kwargs):
     """subprocess.run with captured text output."""
-    kwargs.setdefault("stdin", subprocess.DEVNULL)
+    if "input" not in kwargs:
+        kwargs.setdefault("stdin", subprocess.DEVNULL)
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout,
                           check=False, **kwargs)
 
@@ -327,6 +356,14 @@ def daemon_environment():
         environment.setdefault("TSAN_OPTIONS", f"suppressions={suppressions}")
     environment.setdefault("UBSAN_OPTIONS", "print_stacktrace=1")
     return environment
+
+
+def check_stores(*stores):
+    """Fails unless `cfs fsck` finds nothing wrong: the stores of all nodes, which have ended."""
+    done = cfs("fsck", *stores, timeout=600)
+    errors = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    check(done.returncode == 0, f"fsck: exit {done.returncode}: {done.stderr.strip()}: "
+                                f"{'; '.join(errors[:5])}")
 
 
 class Uring:
@@ -372,6 +409,8 @@ class Workspace:
     """The directories of one run, on disk and on tmpfs, and what may be left in them."""
 
     def __init__(self):
+        # Of network namespaces: whose process has gone, theirs may be removed.
+        self.namespace_prefix = f"cfs{os.getpid()}-"
         self.disk = tempfile.mkdtemp(prefix="cfs-test-")
         os.chmod(self.disk, 0o755)  # Other users have to reach the mount.
         self._tmpfs = None
@@ -407,7 +446,7 @@ class Workspace:
         return found
 
     def sweep(self, keep=None):
-        """Ends daemons and mounts that a case left, apart from those of the Mount `keep`."""
+        """Ends daemons, mounts and networks that a case left, apart from those of `keep`."""
         kept = keep.directories if keep else []
         left = [m for m in mounts()
                 if any(m.path.startswith(r + "/") for r in self._roots())
@@ -416,15 +455,25 @@ class Workspace:
             if not m.kind.startswith("fuse"):  # Opening a hung mount would hang.
                 thaw(m.path)
         for pid in self.daemons():
-            if not keep or pid != keep.pid:
+            if not keep or pid not in keep.pids:
                 kill(pid)
         for m in reversed(left):
             run("umount", "-l", m.path)
+        for name in namespaces(self.namespace_prefix):
+            if not keep or name not in keep.namespaces:
+                run("ip", "netns", "delete", name)
 
     def close(self):
         self.sweep()
         for root in self._roots():
             shutil.rmtree(root, ignore_errors=True)
+
+
+def namespaces(prefix):
+    """Names of the network namespaces that begin so."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(name for name in os.listdir(NAMESPACES) if name.startswith(prefix))
+    return []
 
 
 def thaw(path):
@@ -460,7 +509,8 @@ class Mount:
     errors: regular expression of the ERROR lines that the test announces.
     foreground=False lets `cfs mount` put its daemon in the background.
     Leaving the block unmounts, and fails when that does, when the daemon doesn't exit
-    with 0, or when its log or standard error hold what they must not.
+    with 0, when fsck finds the store wrong, or when its log or standard error hold what
+    they must not.
     """
 
     def __init__(self, workspace, mode="passthrough", store="disk", options=(), errors=None,
@@ -469,13 +519,18 @@ class Mount:
         self._options = [*MODES[mode], *options]
         self._uring = Uring() if "--io-uring=on" in self._options else None
         self._store_kind = store
-        self._errors = errors
+        self._announced = [errors] if errors else []
         self._foreground = foreground
         self._process = None
         self._offsets = {}
         self._cleanup = contextlib.ExitStack()
         self.pid = None
         self.directories = []
+        self.namespaces = []
+
+    @property
+    def pids(self):
+        return [self.pid]
 
     def __enter__(self):
         if not os.path.exists("/dev/fuse"):
@@ -484,16 +539,23 @@ class Mount:
             if self._uring:
                 self._cleanup.enter_context(self._uring)
             self._prepare()
-            self.start()
+            self._begin()
             self._cleanup = self._cleanup.pop_all()
         return self
+
+    def _begin(self):
+        self.start()
 
     def __exit__(self, kind, *_):
         with self._cleanup:
             if kind is None:
                 self.stop()
+                self._check_store()
                 found = self.problems()
                 check(not found, "; ".join(found))
+
+    def _check_store(self):
+        check_stores(self.store)
 
     def _prepare(self):
         work = self._workspace.new_directory()
@@ -519,13 +581,20 @@ class Mount:
 
     def start(self):
         """Mounts (also again, after kill()), and returns when the mount is usable."""
-        command = [BINARY, "mount", self.mnt, "--store", self.store, *self._options]
-        if self._foreground:
-            command.append("--foreground")
+        self.launch()
+        self.wait_ready()
+
+    def launch(self):
         with open(self._stderr, "ab") as errors:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
+                self._command(), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
                 env=daemon_environment(), start_new_session=True)
+
+    def _command(self):
+        command = [BINARY, "mount", self.mnt, "--store", self.store, *self._options]
+        return [*command, "--foreground"] if self._foreground else command
+
+    def wait_ready(self):
         deadline = time.monotonic() + 30 * TIME_FACTOR
         while not self._ready():
             code = self._process.poll()
@@ -566,6 +635,18 @@ class Mount:
         wait_until(lambda: process_state(self.pid) in (None, "Z"), 20, "end of daemon")
         self.pid = None
 
+    def expect_error(self, pattern):
+        """Announces ERROR lines that match this regular expression."""
+        self._announced.append(pattern)
+
+    def died(self):
+        """The exit code of a daemon in the foreground, minus the signal; None: it runs."""
+        return self._process.poll()
+
+    def last_words(self):
+        """The end of what a daemon in the foreground has said."""
+        return self._tail(self._stderr)
+
     def ended(self):
         """Has the daemon ended by itself?"""
         if self._foreground:
@@ -589,13 +670,15 @@ class Mount:
     def problems(self):
         """Log lines and sanitizer reports since the last call that fail a test."""
         found = []
+        if os.path.exists(f"{self.store}/cfs.log.1"):
+            found.append("the log is longer than any test has reason for")
         for path in (f"{self.store}/cfs.log", self._stderr):
             for line in self._new_lines(path):
                 error = re.match(r"\S+ ERROR ", line)
                 if SANITIZER_REPORT.search(line):
                     print(self._tail(path, 100), file=sys.stderr)
                     found.append(line)
-                elif error and not (self._errors and re.search(self._errors, line)):
+                elif error and not any(re.search(a, line) for a in self._announced):
                     found.append(line)
         return found
 
@@ -674,8 +757,26 @@ class Environment:
         return Mount(self.workspace, self.mode, **kwargs)
 
 
-def main(description, shared_mount=True, argv=None):
-    """Runs the registered cases as the command line says; returns the exit status."""
+def new_shared_mount(workspace, args):
+    if args.mode in ("cluster", "client"):
+        return new_cluster(workspace, args)
+    return Mount(workspace, args.mode, args.store)
+
+
+def new_cluster(workspace, args, nodes=CLUSTER_NODES):
+    """A cluster as the shared mount, which is that of its second node if it has one."""
+    sys.path.append(str(REPOSITORY / "tests" / "cluster"))
+    import cluster  # pylint: disable=import-outside-toplevel  (It imports this module.)
+
+    return cluster.Cluster(workspace, nodes, args.mode, args.store, shared=min(1, nodes - 1),
+                           clients=(1,) if args.mode == "client" else ())
+
+
+def main(description, shared_mount=True, argv=None, new_shared=new_shared_mount):
+    """Runs the registered cases as the command line says; returns the exit status.
+
+    new_shared(workspace, args) makes the mount that all cases share.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices=MODES, default="passthrough")
@@ -693,7 +794,7 @@ def main(description, shared_mount=True, argv=None):
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     workspace = Workspace()
-    runner = Runner(args, workspace, shared_mount and not args.reference)
+    runner = Runner(args, workspace, new_shared if shared_mount and not args.reference else None)
     try:
         return runner.run(chosen)
     finally:
@@ -703,10 +804,10 @@ def main(description, shared_mount=True, argv=None):
 class Runner:
     """Runs cases one after the other, each in a process of its own, and prints results."""
 
-    def __init__(self, args, workspace, shared_mount):
+    def __init__(self, args, workspace, new_shared):
         self._args = args
         self._workspace = workspace
-        self._shared_mount = shared_mount
+        self._new_shared = new_shared
         self._reference = getattr(args, "reference", None)
         self._mount = None
         self._count = {"ok": 0, "FAIL": 0, "skip": 0}
@@ -729,7 +830,7 @@ class Runner:
                 os.mkdir(native)
                 where = Environment("reference", self._workspace, native=native)
                 self._run_all(cases, where, root)
-            elif self._shared_mount:
+            elif self._new_shared:
                 self._run_on_shared(cases)
             else:
                 where = Environment(self._args.mode, self._workspace, self._args.store)
@@ -751,7 +852,7 @@ class Runner:
         left = list(cases)
         while left:
             try:
-                with Mount(self._workspace, self._args.mode, self._args.store) as self._mount:
+                with self._new_shared(self._workspace, self._args) as self._mount:
                     where = Environment(self._args.mode, self._workspace, mount=self._mount,
                                         native=self._mount.native)
                     left = left[self._run_all(left, where, self._mount.mnt):]
@@ -898,9 +999,10 @@ def run_in(directory, c, where):
 
 def place(error, function):
     """The line of the case's own file where it failed."""
+    file = inspect.unwrap(function).__code__.co_filename
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == function.__code__.co_filename]
-    name = os.path.basename(function.__code__.co_filename)
+             if frame.filename == file]
+    name = os.path.basename(file)
     return f" ({name}:{lines[-1]})" if lines else ""
 
 

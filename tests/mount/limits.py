@@ -90,6 +90,12 @@ def create(path):
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640))
 
 
+def make_files(directory, names):
+    os.mkdir(directory)
+    for name in names:
+        create(f"{directory}/{name}")
+
+
 def check_listing(directory, count):
     """All names are there, once, each a file with an inode of its own."""
     seen = bytearray(count)
@@ -168,10 +174,8 @@ def listing_while_names_change(t):
     count = 5_000
     with t.new_mount() as mount:
         directory = f"{mount.mnt}/d"
-        os.mkdir(directory)
         stay = {f"stay{i}" for i in range(count)}
-        for name in stay:
-            create(f"{directory}/{name}")
+        make_files(directory, stay)
 
         def churn():
             for i in range(1 << 30):
@@ -205,10 +209,8 @@ def listing_while_others_list(t):
     count = 5_000  # Five blocks of what a program reads of a directory at once.
     with t.new_mount() as mount:
         directory = f"{mount.mnt}/d"
-        os.mkdir(directory)
         names = {f"file{i}" for i in range(count)}
-        for name in names:
-            create(f"{directory}/{name}")
+        make_files(directory, names)
         for i in range(40):
             with os.scandir(directory) as part, os.scandir(directory) as late:
                 for _ in range(count * 4 // 5):

@@ -4,7 +4,9 @@
 //
 // Each side is entered by chroot, so that symbolic links and ".." can't lead out of it and absolute
 // paths mean the same on both. Calls by other users are made under their ids without capabilities.
-// What to do is drawn before it is done and doesn't depend on any answer: a seed replays.
+// SUBJECT may be several directories that are one, on different nodes: each call is made through
+// one of them, drawn at random, and what it has changed is looked at through another one. What to
+// do is drawn before it is done and doesn't depend on any answer: a seed replays.
 //
 // Not compared, because file systems may differ in it: sizes of directories, order of readdir,
 // block counts, inode numbers, atime other than one set explicitly, places of holes (they must hold
@@ -154,7 +156,8 @@ struct Options {
   bool verbose = false;
   bool help = false;
   std::string self_test;
-  std::string directory[2];
+  std::string model;
+  std::vector<std::string> subjects;
 };
 
 struct Answer {
@@ -186,12 +189,14 @@ bool HasOddSetgid(const struct stat& st) {
 // One of the two sides.
 struct World {
   const char* name;
-  int root;
-  std::array<int, kSlots> fds;
+  std::vector<int> roots;  // More than one: nodes that have to show the same.
+  std::vector<int> fds;    // kSlots for each root that the subject has.
 
-  // Makes this side the root directory of the calling thread.
-  void Enter() const {
-    if (fchdir(root) != 0 || chroot(".") != 0) Die("chroot to %s: %m", name);
+  // The model's only root stands for each of the subject's.
+  int Root(size_t number) const { return roots[number % roots.size()]; }
+  // Makes one root of this side the root directory of the calling thread.
+  void Enter(size_t number) const {
+    if (fchdir(Root(number)) != 0 || chroot(".") != 0) Die("chroot to %s: %m", name);
   }
   Answer Store(int slot, int fd) {
     if (fd < 0) return Result(fd);
@@ -266,6 +271,7 @@ struct Step {
   int kind = 0;
   uid_t user = 0;
   mode_t mask = 0;
+  size_t root = 0;  // Which of the subject's.
 };
 
 std::string TimeText(const struct timespec& time) {
@@ -374,8 +380,8 @@ std::string DescribeData(const char* path, off_t size) {
 // longer than the kernel takes.
 class Walk {
  public:
-  explicit Walk(const World& world) {
-    world.Enter();
+  Walk(const World& world, size_t root) {
+    world.Enter(root);
     Object(".", "/");
   }
   const std::map<std::string, std::string>& objects() const { return objects_; }
@@ -527,6 +533,10 @@ Answer StoreMapped(int fd, off_t offset, size_t size, uint64_t fill) {
 Answer CopyRange(int in, off_t in_offset, int out, off_t out_offset, size_t size) {
   size_t done = 0;
   while (done < size) {
+    // As cp does: Linux looks at the size it knows, which another node may have
+    // changed.
+    struct stat st;
+    fstat(in, &st);
     const ssize_t count = copy_file_range(in, &in_offset, out, &out_offset, size - done, 0);
     if (count < 0) return Result(-1, Format("after %zu", done));
     if (count == 0) break;
@@ -536,7 +546,7 @@ Answer CopyRange(int in, off_t in_offset, int out, off_t out_offset, size_t size
 }
 
 // By its handle the same inode must be found.
-Answer OpenHandle(const World& world, const Path& path) {
+Answer OpenHandle(int root, const World& world, const Path& path) {
   struct {
     struct file_handle handle;
     char bytes[MAX_HANDLE_SZ];
@@ -546,7 +556,7 @@ Answer OpenHandle(const World& world, const Path& path) {
   if (name_to_handle_at(path.Base(world), path.c_str(), &buffer.handle, &mount_id, 0) != 0) {
     return Result(-1, "name_to_handle_at");
   }
-  const int fd = open_by_handle_at(world.root, &buffer.handle, O_PATH | O_CLOEXEC);
+  const int fd = open_by_handle_at(root, &buffer.handle, O_PATH | O_CLOEXEC);
   if (fd < 0) return Result(fd, "open_by_handle_at");
   struct stat by_name, by_handle;
   Answer answer = Result(fstatat(path.Base(world), path.c_str(), &by_name, AT_SYMLINK_NOFOLLOW) |
@@ -638,8 +648,8 @@ class Generator {
   };
   static const std::vector<Kind> kKinds;
 
-  Generator(uint64_t seed, std::vector<int> fallocate_modes)
-      : random_(seed), fallocate_modes_(std::move(fallocate_modes)) {
+  Generator(uint64_t seed, std::vector<int> fallocate_modes, size_t roots)
+      : random_(seed), fallocate_modes_(std::move(fallocate_modes)), roots_(roots) {
     for (const Kind& kind : kKinds) weights_ += kind.weight;
   }
 
@@ -649,20 +659,29 @@ class Generator {
     while (at >= kKinds[kind].weight) at -= kKinds[kind++].weight;
     const uid_t user = random_.Pick<uid_t>({0, 0, 0, 1000, 2000});
     const mode_t mask = random_.Pick<mode_t>({0, 0, 022, 027, 077});
+    root_ = DrawRoot();
     Step step = (this->*kKinds[kind].make)();
     step.kind = kind;
     step.user = kKinds[kind].root_only ? 0 : user;
     step.mask = mask;
+    step.root = root_;
     step.text = Format("%s user=%u umask=%03o ", kKinds[kind].name, step.user, mask) + step.text;
+    if (roots_ > 1) step.text = Format("root %zu ", root_) + step.text;
     return step;
   }
+
+  // With one root nothing is drawn, so that seeds replay as they always did.
+  size_t DrawRoot() { return roots_ > 1 ? random_.Below(roots_) : 0; }
 
   Random& random() { return random_; }
 
  private:
-  int DirectorySlot() { return static_cast<int>(random_.Below(kDirectorySlots)); }
+  // Each root has slots of its own: no call takes descriptors of two mounts.
+  int FirstSlot() const { return static_cast<int>(root_) * kSlots; }
+  int DirectorySlot() { return FirstSlot() + static_cast<int>(random_.Below(kDirectorySlots)); }
   int FileSlot() {
-    return kDirectorySlots + static_cast<int>(random_.Below(kSlots - kDirectorySlots));
+    return FirstSlot() + kDirectorySlots +
+           static_cast<int>(random_.Below(kSlots - kDirectorySlots));
   }
   int Slot() { return random_.OneIn(12) ? DirectorySlot() : FileSlot(); }
 
@@ -690,7 +709,16 @@ class Generator {
   }
 
   Path MakePath(Likely likely) {
-    return {random_.OneIn(8) ? DirectorySlot() : -1, PathText(likely)};
+    Path path = {random_.OneIn(8) ? DirectorySlot() : -1, PathText(likely)};
+    // Where `..` leads is the kernel's memory, which does not hear of another
+    // node that moves the directory.
+    if (roots_ > 1 && path.slot >= 0 && ParentFirst(path.text)) path.slot = -1;
+    return path;
+  }
+
+  static bool ParentFirst(std::string_view path) {
+    while (path.starts_with("./")) path.remove_prefix(2);
+    return path == ".." || path.starts_with("../");
   }
 
   // For calls that take no directory descriptor.
@@ -763,11 +791,19 @@ class Generator {
       for (const int flag : {O_EXCL, O_TRUNC, O_SYNC, O_DSYNC, O_NOFOLLOW, O_PATH, O_NOATIME}) {
         if (random_.OneIn(20)) flags |= flag;
       }
+      // The node that a file was removed on does not know of this.
+      if (roots_ > 1) flags &= ~O_PATH;
     }
     // A pipe must not block the opener.
     const int used = flags | O_NONBLOCK | O_CLOEXEC;
     return {Format("slot %d %s mode=%04o ", slot, OpenFlags(flags).c_str(), mode) + path.Name(),
-            [=](World& world) {
+            [=, nodes = roots_](World& world) {
+              // What waits at the other end of a pipe is each node's own.
+              struct stat st;
+              if (nodes > 1 && fstatat(path.Base(world), path.c_str(), &st, 0) == 0 &&
+                  S_ISFIFO(st.st_mode)) {
+                return Answer{};
+              }
               return world.Store(slot, openat(path.Base(world), path.c_str(), used, mode));
             },
             {path},
@@ -782,6 +818,11 @@ class Generator {
     flags |= random_.OneIn(6) ? O_TMPFILE | O_EXCL : O_TMPFILE;
     return {Format("slot %d %s mode=%04o ", slot, OpenFlags(flags).c_str(), mode) + path.Name(),
             [=](World& world) {
+              // In a removed directory ext4 says EPERM where others, and create, say ENOENT.
+              struct stat st;
+              if (fstatat(path.Base(world), path.c_str(), &st, 0) == 0 && st.st_nlink == 0) {
+                return Answer{};
+              }
               return world.Store(slot,
                                  openat(path.Base(world), path.c_str(), flags | O_CLOEXEC, mode));
             },
@@ -1020,7 +1061,13 @@ class Generator {
                                 random_.OneIn(10) ? RENAME_NOREPLACE | RENAME_EXCHANGE : 0u});
     return {from.Name() + " " + to.Name() + " " +
                 FlagNames(flags, {{RENAME_NOREPLACE, "NOREPLACE"}, {RENAME_EXCHANGE, "EXCHANGE"}}),
-            [=](World& world) {
+            [=, nodes = roots_](World& world) {
+              // Linux gives ESTALE for a directory that another node has moved
+              // when it meets it in rename first.
+              for (const Path& path : {from, to}) {
+                struct stat st;
+                if (nodes > 1) fstatat(path.Base(world), path.c_str(), &st, AT_SYMLINK_NOFOLLOW);
+              }
               return Result(
                   renameat2(from.Base(world), from.c_str(), to.Base(world), to.c_str(), flags));
             },
@@ -1222,11 +1269,14 @@ class Generator {
 
   Step Handle() {
     const Path path = MakePath(kEither);
-    return {path.Name(), [=](World& world) { return OpenHandle(world, path); }};
+    const size_t root = root_;
+    return {path.Name(), [=](World& world) { return OpenHandle(world.Root(root), world, path); }};
   }
 
   Random random_;
   const std::vector<int> fallocate_modes_;
+  const size_t roots_;
+  size_t root_ = 0;  // That of the step being made.
   int weights_ = 0;
 };
 
@@ -1293,9 +1343,9 @@ const std::map<std::string, int (*)(int fd)> kDamages = {
      }},
 };
 
-// The directory of a thread on one side.
-std::string Directory(const Options& options, int side, uint64_t thread) {
-  return options.directory[side] + Format("/ops-%lu-%lu", options.seed, thread);
+// The directory of a thread in that of one side.
+std::string Directory(const Options& options, const std::string& top, uint64_t thread) {
+  return top + Format("/ops-%lu-%lu", options.seed, thread);
 }
 
 // One thread's two directories, and the steps that are done in both.
@@ -1308,20 +1358,25 @@ class Lockstep {
         drop_caches_fd_(drop_caches_fd),
         stop_(*stop),
         // Threads must differ, and thread 0 be what a run with one thread is.
-        generator_(options.seed + uint64_t{1'000'000'007} * thread, fallocate_modes) {
+        generator_(options.seed + uint64_t{1'000'000'007} * thread, fallocate_modes,
+                   options.subjects.size()) {
     for (int side = 0; side < 2; ++side) {
       worlds_[side].name = side == 0 ? "model" : "subject";
-      const std::string path = Directory(options, side, thread);
-      worlds_[side].root = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-      if (worlds_[side].root < 0) Die("%s: %m", path.c_str());
-      worlds_[side].fds.fill(-1);
+      for (const std::string& top : side == 0 ? std::vector{options.model} : options.subjects) {
+        const std::string path = Directory(options, top, thread);
+        worlds_[side].roots.push_back(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        if (worlds_[side].roots.back() < 0) Die("%s: %m", path.c_str());
+      }
+      worlds_[side].fds.resize(kSlots * options.subjects.size(), -1);
     }
     tried_.resize(Generator::kKinds.size());
     succeeded_.resize(Generator::kKinds.size());
   }
   ~Lockstep() {
     CloseAll();
-    for (World& world : worlds_) close(world.root);
+    for (World& world : worlds_) {
+      for (const int root : world.roots) close(root);
+    }
   }
   Lockstep(const Lockstep&) = delete;
 
@@ -1337,21 +1392,12 @@ class Lockstep {
 
   bool CompareTrees() {
     if (drop_caches_fd_ >= 0 && pwrite(drop_caches_fd_, "2", 1, 0) != 1) Die("drop_caches: %m");
-    const Walk model(worlds_[0]), subject(worlds_[1]);
+    const Walk model(worlds_[0], 0);
     objects_ = model.objects().size();
-    const auto [at, other] = std::mismatch(model.objects().begin(), model.objects().end(),
-                                           subject.objects().begin(), subject.objects().end());
-    const bool only_subject = at == model.objects().end();
-    if (only_subject && other == subject.objects().end()) return true;
-    const std::string path =
-        only_subject || (other != subject.objects().end() && other->first < at->first)
-            ? other->first
-            : at->first;
-    const auto text = [&path](const Walk& walk) {
-      const auto found = walk.objects().find(path);
-      return found == walk.objects().end() ? "does not exist" : found->second;
-    };
-    return Report("comparing the trees at " + Quoted(path), text(model), text(subject));
+    for (size_t root = 0; root < options_.subjects.size(); ++root) {
+      if (!CompareTree(model, root)) return false;
+    }
+    return true;
   }
 
   void PrintStatistics() const {
@@ -1370,20 +1416,52 @@ class Lockstep {
  private:
   using SystemTime = std::chrono::system_clock::time_point;
 
+  bool CompareTree(const Walk& model, size_t root) {
+    const Walk subject(worlds_[1], root);
+    const auto [at, other] = std::mismatch(model.objects().begin(), model.objects().end(),
+                                           subject.objects().begin(), subject.objects().end());
+    const bool only_subject = at == model.objects().end();
+    if (only_subject && other == subject.objects().end()) return true;
+    const std::string path =
+        only_subject || (other != subject.objects().end() && other->first < at->first)
+            ? other->first
+            : at->first;
+    const auto text = [&path](const Walk& walk) {
+      const auto found = walk.objects().find(path);
+      return found == walk.objects().end() ? "does not exist" : found->second;
+    };
+    const std::string where = options_.subjects.size() > 1 ? Format(" in root %zu", root) : "";
+    return Report("comparing the trees at " + Quoted(path) + where, text(model), text(subject));
+  }
+
+  // What another node changed, a kernel learns of an open file when it asks.
+  void TellKernels(const Step& step) {
+    struct stat st;
+    for (size_t slot = 0; slot < worlds_[0].fds.size(); ++slot) {
+      // Of a directory that is gone it does not learn at all, and refuses with what
+      // it would refuse in a living one.
+      if (fstat(worlds_[0].fds[slot], &st) != 0 || !S_ISDIR(st.st_mode) || st.st_nlink > 0) continue;
+      for (World& world : worlds_) close(std::exchange(world.fds[slot], -1));
+    }
+    for (const int slot : step.slots) fstat(worlds_[1].fds[slot], &st);
+  }
+
   bool DoStep() {
     const Step step = generator_.Next();
     // Not always, for looking warms the kernel's caches.
     const bool look = generator_.random().OneIn(2);
     const bool timed = generator_.random().OneIn(100);
+    const size_t look_root = generator_.DrawRoot();
     ++steps_;
     tail_.push_back(Format("%lu ", steps_) + step.text);
     if (tail_.size() > kTail) tail_.pop_front();
     // So that older time stamps are told from those of this step.
     if (timed) std::this_thread::sleep_for(kTick * 3 / 2);
     const SystemTime start = std::chrono::system_clock::now();
+    if (options_.subjects.size() > 1) TellKernels(step);
     Answer answers[2];
     for (int side = 0; side < 2; ++side) {
-      worlds_[side].Enter();
+      worlds_[side].Enter(step.root);
       umask(step.mask);
       const Identity identity(step.user);
       answers[side] = step.run(worlds_[side]);
@@ -1394,28 +1472,29 @@ class Lockstep {
     if (answers[0] != answers[1]) {
       return Report("the answers", answers[0].Text(), answers[1].Text());
     }
-    return (!look || CompareAfter(step, "the state after it of",
+    return (!look || CompareAfter(step, look_root, "the state after it of",
                                   [](const struct stat& st) { return Describe(st); })) &&
-           (!timed || CompareAfter(step, "the times after it of", [start](const struct stat& st) {
-             return Freshness(st, start);
-           }));
+           (!timed ||
+            CompareAfter(step, look_root, "the times after it of",
+                         [start](const struct stat& st) { return Freshness(st, start); }));
   }
 
-  // Compares what `describe` says of each object that the step touched.
+  // Compares what `describe` says of each object that the step touched, seen through a root.
   template <typename F>
-  bool CompareAfter(const Step& step, const std::string& what, F describe) {
+  bool CompareAfter(const Step& step, size_t root, const std::string& what, F describe) {
     struct Object {
       std::string name, text;
     };
     std::vector<Object> objects[2];
     for (int side = 0; side < 2; ++side) {
       const World& world = worlds_[side];
-      world.Enter();
       struct stat st;
       const auto add = [&](const std::string& name, int result) {
         objects[side].push_back({name, result == 0 ? describe(st) : strerrorname_np(errno)});
       };
       for (const Path& path : step.paths) {
+        // From a descriptor ".." leads out of every root but its own.
+        world.Enter(path.slot < 0 ? root : step.root);
         for (const Path& each : {path, path.Parent()}) {
           add(each.Name(), fstatat(each.Base(world), each.c_str(), &st, AT_SYMLINK_NOFOLLOW));
         }
@@ -1425,7 +1504,8 @@ class Lockstep {
     for (size_t i = 0; i < objects[0].size(); ++i) {
       const Object &model = objects[0][i], &subject = objects[1][i];
       if (model.text != subject.text) {
-        return Report(what + " " + model.name, model.text, subject.text);
+        const std::string where = options_.subjects.size() > 1 ? Format(" in root %zu", root) : "";
+        return Report(what + " " + model.name + where, model.text, subject.text);
       }
     }
     return true;
@@ -1455,7 +1535,7 @@ class Lockstep {
   void Sabotage() {
     const struct timespec times[2] = {{1'000'000'000, 1}, {1'000'000'000, 2}};
     for (const World& world : worlds_) {
-      world.Enter();
+      world.Enter(0);
       umask(0);
       RemoveTree(AT_FDCWD, kVictim);
       const int fd = open(kVictim, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
@@ -1492,8 +1572,10 @@ class Lockstep {
            " --walk-every " + number(options_.walk_every) + (options_.lenient ? " --lenient" : "") +
            (options_.drop_caches ? " --drop-caches" : "") +
            (options_.self_test.empty() ? "" : " --self-test " + options_.self_test) + " " +
-           options_.directory[0] + " " + options_.directory[1] + "\nleft in " +
-           Directory(options_, 0, thread_) + " and " + Directory(options_, 1, thread_) + "\n";
+           options_.model;
+    for (const std::string& top : options_.subjects) out += " " + top;
+    out += "\nleft in " + Directory(options_, options_.model, thread_) + " and " +
+           Directory(options_, options_.subjects[0], thread_) + "\n";
     fputs(out.c_str(), stdout);
     fflush(stdout);
     return false;
@@ -1526,7 +1608,8 @@ std::vector<int> FallocateModes(const Options& options) {
   for (const int mode : kAll) {
     bool has[2];
     for (int side = 0; side < 2; ++side) {
-      const std::string path = Directory(options, side, 0) + "/probe";
+      const std::string& top = side == 0 ? options.model : options.subjects[0];
+      const std::string path = Directory(options, top, 0) + "/probe";
       const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
       if (fd < 0 || ftruncate(fd, 3 * kPage) != 0) Die("%s: %m", path.c_str());
       has[side] = fallocate(fd, mode, 0, kPage) == 0;
@@ -1545,8 +1628,9 @@ std::vector<int> FallocateModes(const Options& options) {
 
 [[noreturn]] void Usage(int code) {
   fputs(
-      "usage: random_ops [OPTION]... MODEL SUBJECT\n"
+      "usage: random_ops [OPTION]... MODEL SUBJECT...\n"
       "Do the same random file-system calls in two directories and compare the answers.\n"
+      "Several SUBJECTs are one directory, seen through several mounts.\n"
       "  --seed=N         what is drawn (1)\n"
       "  --steps=N        calls a thread (20000, or no limit with --seconds)\n"
       "  --seconds=N      stop after this time\n"
@@ -1600,10 +1684,10 @@ Options ParseOptions(int argc, char** argv) {
   if (options.help) Usage(0);
   if (!options.self_test.empty() && !kDamages.contains(options.self_test)) Usage(2);
   if (options.walk_every == 0) options.walk_every = UINT64_MAX;
-  if (argc - optind != 2) Usage(2);
+  if (argc - optind < 2) Usage(2);
   if (options.steps == 0) options.steps = options.seconds > 0 ? UINT64_MAX : 20'000;
-  options.directory[0] = argv[optind];
-  options.directory[1] = argv[optind + 1];
+  options.model = argv[optind];
+  options.subjects.assign(argv + optind + 1, argv + argc);
   return options;
 }
 
@@ -1613,8 +1697,8 @@ int Main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
   umask(0);
   for (uint64_t thread = 0; thread < options.threads && !options.compare; ++thread) {
-    for (int side = 0; side < 2; ++side) {
-      const std::string path = Directory(options, side, thread);
+    for (const std::string& top : {options.model, options.subjects[0]}) {
+      const std::string path = Directory(options, top, thread);
       if (mkdir(path.c_str(), 0777) != 0) Die("mkdir %s: %m", path.c_str());
     }
   }
@@ -1646,8 +1730,8 @@ int Main(int argc, char** argv) {
   for (std::thread& thread : threads) thread.join();
   if (equal && !options.keep) {
     for (uint64_t thread = 0; thread < options.threads; ++thread) {
-      for (int side = 0; side < 2; ++side) {
-        const std::string path = Directory(options, side, thread);
+      for (const std::string& top : {options.model, options.subjects.back()}) {
+        const std::string path = Directory(options, top, thread);
         if (RemoveTree(AT_FDCWD, path.c_str()) != 0) {
           printf("MISMATCH can't remove %s: %m\n", path.c_str());
           equal = false;

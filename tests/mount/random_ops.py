@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Random calls of all kinds in a mounted cfs and on the file system of its store, compared.
 
-    random_ops.py [--long] [--seed N] [--mode MODE] [--store KIND] [--filter REGEX] [--reference DIR]
+    random_ops.py [--long] [--seed N] [--roots N] [--mode MODE] [--store KIND] [--filter REGEX]
+                  [--reference DIR]
 
-The work is done by the program random_ops, which prints how to replay a mismatch.
+The work is done by the program random_ops, which prints how to replay a mismatch. With several
+roots each call goes to one of that many nodes, drawn at random: with --mode cluster to those of a
+cluster (all of them, if it is not said how many), else to one mount that poses as several nodes.
 """
 
 import os
@@ -14,20 +17,35 @@ from pathlib import Path
 import exerciser
 import harness
 
-OPTIONS, OTHERS = exerciser.parse_options()
+OPTIONS, OTHERS = exerciser.parse_options(roots=0)
 FACTOR = 20 if OPTIONS.long else 1
 DAMAGES = ("byte", "size", "mode", "owner", "xattr", "link", "entry", "time")
 
 
-def run(model, subject, *options, wanted=0):
+def run(model, subjects, *options, wanted=0):
     harness.need_root()
-    return exerciser.run("random_ops", "--seed", OPTIONS.seed, *options, model, subject,
+    return exerciser.run("random_ops", "--seed", OPTIONS.seed, *options, model, *subjects,
                          wanted=wanted)
 
 
 def compare(t, subject, *options, wanted=0):
     with tempfile.TemporaryDirectory(dir=t.native) as model:
-        return run(model, subject, *options, wanted=wanted)
+        return run(model, through_roots(t, subject), *options, wanted=wanted)
+
+
+def through_roots(t, directory):
+    """The directory as each of the nodes shows it."""
+    path = os.path.abspath(directory)
+    if not hasattr(t.mount, "roots") or not path.startswith(f"{t.mount.mnt}/"):
+        return [directory]
+    below = os.path.relpath(path, t.mount.mnt)
+    return [f"{root}/{below}" for root in t.mount.roots[:OPTIONS.roots or None]]
+
+
+def new_shared_mount(workspace, args):
+    if OPTIONS.roots > 1 and args.mode != "cluster":
+        return harness.new_cluster(workspace, args, nodes=1)
+    return harness.new_shared_mount(workspace, args)
 
 
 def case(seconds):
@@ -55,9 +73,9 @@ def compare_after(t, restart):
         raise harness.Skip("a reference directory has no daemon to restart")
     with t.new_mount() as mount:
         for _ in range(1 + FACTOR // 4):
-            run(mount.native, mount.mnt, "--seconds", 3, "--threads", 2, "--keep")
+            run(mount.native, [mount.mnt], "--seconds", 3, "--threads", 2, "--keep")
             restart(mount)
-            run(mount.native, mount.mnt, "--threads", 2, "--compare")
+            run(mount.native, [mount.mnt], "--threads", 2, "--compare")
 
 
 @case(seconds=10)
@@ -104,4 +122,4 @@ def notices_another_answer(t):
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main(__doc__, argv=OTHERS))
+    sys.exit(harness.main(__doc__, argv=OTHERS, new_shared=new_shared_mount))

@@ -10,34 +10,13 @@ import subprocess
 import time
 from errno import EAGAIN, EBADF, EDEADLK, EINTR, EINVAL, EOVERFLOW
 
-from harness import (Child, case, check, equal, expect, in_child, make, opened, outcome, read,
-                     wait_until)
+from harness import (Child, Holder, case, check, equal, expect, in_child, make, opened, outcome,
+                     read, wait_until)
 from syscalls import OFD_GETLK, OFD_SETLK, OFD_SETLKW, call, lock
 
 GETLK, SETLK, SETLKW = fcntl.F_GETLK, fcntl.F_SETLK, fcntl.F_SETLKW
 READ, WRITE, UNLOCK = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 EX, SH, UN, NB = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN, fcntl.LOCK_NB
-
-
-class Holder:
-    """A process that does what it is told, one call at a time, until it is let go."""
-
-    def __init__(self, *calls):
-        self._go_out, self._go = os.pipe()
-        self._done, self._done_in = os.pipe()
-        self.child = Child(self._run, calls)
-        for _ in calls:
-            os.read(self._done, 1)
-
-    def _run(self, calls):
-        for function, *arguments in calls:
-            function(*arguments)
-            os.write(self._done_in, b"x")
-        os.read(self._go_out, 1)
-
-    def let_go(self):
-        os.write(self._go, b"x")
-        self.child.result()
 
 
 def open_here(path="f"):

@@ -317,6 +317,18 @@ def file_capability_goes_with_a_write(t):
 
 
 @case
+def empty_file_capability_stays(t):
+    need_root()
+    make("f", b"abc")
+    os.setxattr("f", "security.capability", b"")
+    with opened("f", os.O_WRONLY) as fd:
+        os.write(fd, b"x")
+        os.ftruncate(fd, 1)
+    os.chown("f", 1, 1)
+    check("security.capability" in os.listxattr("f"), "it was dropped")
+
+
+@case
 def setuid_program_runs_as_owner(t):
     need_root()
     if "nosuid" in mount_options("."):

@@ -16,9 +16,9 @@ namespace {
 class NamespaceTest : public testing::Test, public InodeUses {
  protected:
   NamespaceTest() {
-    char path[] = "/tmp/cfs-namespace-XXXXXX";
-    directory_ = mkdtemp(path);
-    auto store = OpenRocksdbStore(directory_);
+    std::string path = std::filesystem::temp_directory_path() / "cfs-namespace-XXXXXX";
+    directory_ = mkdtemp(path.data());
+    auto store = OpenRocksdbStore(directory_ + "/meta");
     EXPECT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
     syncer_ = std::make_unique<WalSyncer>(store_.get());
@@ -33,7 +33,8 @@ class NamespaceTest : public testing::Test, public InodeUses {
     std::filesystem::remove_all(directory_);
   }
 
-  InodeUse UseOf(InodeId ino) override { return {open_.contains(ino), false}; }
+  bool MayLink(InodeId) override { return true; }
+  InodeUse UseOf(InodeId ino, const InodeRecord&) override { return {open_.contains(ino), false}; }
   void OnRemoved(const Removed& removed) override {
     (removed.orphaned ? orphaned_ : erased_).insert(removed.ino);
   }

@@ -50,8 +50,8 @@ TEST(RecordFormatTest, BytesAreFrozen) {
   EXPECT_EQ(Hex(Encode(BucketRecord{5, 2, {1, 2}, {3, 4}})),
             "0105000000000000000200000000000000010000000000000002000000030000000000000004000000");
   EXPECT_EQ(Hex(Encode(DentryRecord{InodeId(258), DT_REG})), "01020100000000000008");
-  EXPECT_EQ(Hex(Encode(StoreState{10, 4, 3, true})),
-            "010a0000000000000004000000000000000300000001");
+  EXPECT_EQ(Hex(Encode(StoreState{10, 7, 4, 3, true})),
+            "010a00000000000000070000000000000004000000000000000300000001");
 }
 
 TEST(RecordFormatTest, KeysAreFrozenAndSortByInode) {

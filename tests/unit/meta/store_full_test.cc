@@ -27,10 +27,9 @@ constexpr char kDeviceBytes[] = "size=160m";
 class StoreFullTest : public testing::Test {
  protected:
   void SetUp() override {
-    char name[] = "/tmp/cfs-store-full-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    path_ = name;
-    mounted_ = mount("tmpfs", name, "tmpfs", 0, kDeviceBytes) == 0;
+    path_ = std::filesystem::temp_directory_path() / "cfs-store-full-XXXXXX";
+    ASSERT_NE(mkdtemp(path_.data()), nullptr);
+    mounted_ = mount("tmpfs", path_.c_str(), "tmpfs", 0, kDeviceBytes) == 0;
     if (!mounted_) GTEST_SKIP() << "may not mount a tmpfs";
   }
   void TearDown() override {

@@ -17,7 +17,8 @@ using absl::StatusCode;
 constexpr ClusterId kCluster = {1, 2, 3};
 
 ClusterNode Node(uint32_t id, uint32_t weight = 100) {
-  return {NodeId{id}, NodeState::kUp, weight, "machine", {absl::StrCat("10.0.0.1:", id)}};
+  return {NodeId{id},   NodeState::kUp,        weight, "machine", {absl::StrCat("10.0.0.1:", id)},
+          /*store=*/id, /*incarnation=*/id + 1};
 }
 
 ClusterMapPtr Good(absl::StatusOr<ClusterMapPtr> map) {
@@ -64,6 +65,7 @@ TEST(ClusterMapTest, TheFounderOwnsAll) {
   EXPECT_EQ(map->epoch(), Epoch{1});
   ASSERT_EQ(map->nodes().size(), 1u);
   EXPECT_EQ(map->nodes()[0].state, NodeState::kUp);
+  EXPECT_EQ(map->keepers(), std::vector<NodeId>{NodeId{7}});
   EXPECT_EQ(Owned(*map, NodeId{7}).size(), kSlotCount);
   EXPECT_TRUE(map->owners() == map->wanted());
   EXPECT_EQ(CodeOf(ClusterMap::Found(kCluster, Node(7, 0))), StatusCode::kFailedPrecondition);
@@ -97,16 +99,17 @@ TEST(ClusterMapTest, AJoinIsRefusedWhole) {
   ClusterNode node = Node(3);
   node.addresses.push_back(map->nodes()[0].addresses[0]);
   EXPECT_EQ(CodeOf(map->Join({node})), StatusCode::kAlreadyExists);
-  for (auto spoil : {+[](ClusterNode* n) { n->addresses.clear(); },
-                     +[](ClusterNode* n) { n->addresses.push_back(""); },
-                     +[](ClusterNode* n) { n->addresses[0].resize(kNodeTextBytesMax + 1); },
-                     +[](ClusterNode* n) { n->machine.clear(); },
-                     +[](ClusterNode* n) { n->machine.resize(kNodeTextBytesMax + 1); },
-                     +[](ClusterNode* n) {
-                       for (size_t i = 0; i < kNodeAddressesMax; ++i) {
-                         n->addresses.push_back(absl::StrCat("a", i));
-                       }
-                     }}) {
+  for (auto spoil :
+       {+[](ClusterNode* n) { n->addresses.clear(); },
+        +[](ClusterNode* n) { n->addresses.push_back(""); },
+        +[](ClusterNode* n) { n->addresses[0].resize(kNodeTextBytesMax + 1); },
+        +[](ClusterNode* n) { n->incarnation = 0; }, +[](ClusterNode* n) { n->machine.clear(); },
+        +[](ClusterNode* n) { n->machine.resize(kNodeTextBytesMax + 1); },
+        +[](ClusterNode* n) {
+          for (size_t i = 0; i < kNodeAddressesMax; ++i) {
+            n->addresses.push_back(absl::StrCat("a", i));
+          }
+        }}) {
     node = Node(3);
     spoil(&node);
     EXPECT_EQ(CodeOf(map->Join({node})), StatusCode::kInvalidArgument);
@@ -177,6 +180,25 @@ TEST(ClusterMapTest, ANodeLeavesWhenItHasGivenAllAway) {
   EXPECT_EQ(&left->wanted(), &map->wanted());
 }
 
+TEST(ClusterMapTest, JoinsAndChangesShareAnEpoch) {
+  const ClusterMapPtr map = Cluster(2);
+  ClusterNode restarted = Node(2);
+  restarted.incarnation = 99;
+  const ClusterMapPtr next = Good(map->Change({Node(3)}, {restarted}));
+  EXPECT_EQ(Raw(next->epoch()), Raw(map->epoch()) + 1);
+  EXPECT_EQ(next->Find(NodeId{2})->incarnation, 99u);
+  EXPECT_EQ(next->Find(NodeId{3})->state, NodeState::kJoining);
+  EXPECT_EQ(CodeOf(map->Change({Node(3)}, {Node(4)})), StatusCode::kNotFound);
+}
+
+TEST(ClusterMapTest, AKeeperStays) {
+  ClusterMapPtr map = Cluster(2);
+  EXPECT_EQ(CodeOf(map->MarkLost(NodeId{1})), StatusCode::kFailedPrecondition);
+  map = Settle(Good(map->Update(Node(1, 0))));
+  EXPECT_EQ(std::ranges::count(map->owners(), NodeId{1}), 0);
+  EXPECT_EQ(CodeOf(map->Leave(NodeId{1})), StatusCode::kFailedPrecondition);
+}
+
 TEST(ClusterMapTest, TheLastOwnerStays) {
   const ClusterMapPtr map = Good(Cluster(1)->Join({Node(2, 0)}));
   EXPECT_EQ(CodeOf(map->Leave(NodeId{1})), StatusCode::kFailedPrecondition);
@@ -196,11 +218,14 @@ TEST(ClusterMapTest, TheSlotsOfALostNodeGoWhereTheRingWantsThem) {
       ++moved;
       EXPECT_NE(map->OwnerOf(slot), NodeId{3});
       EXPECT_FALSE(map->InHandOver(slot));
+      EXPECT_TRUE(map->IsVacant(slot));
     } else {
+      EXPECT_FALSE(map->IsVacant(slot));
       EXPECT_EQ(map->OwnerOf(slot), before->OwnerOf(slot));
     }
   }
   EXPECT_GT(moved, 10'000);
+  EXPECT_EQ(map->losses(), 1);
 
   EXPECT_EQ(CodeOf(map->MarkLost(NodeId{3})), StatusCode::kFailedPrecondition);
   EXPECT_EQ(CodeOf(map->Update(Node(3))), StatusCode::kFailedPrecondition);
@@ -212,15 +237,74 @@ TEST(ClusterMapTest, TheSlotsOfALostNodeGoWhereTheRingWantsThem) {
   EXPECT_EQ(Good(map->Leave(NodeId{3}))->nodes().size(), 3u);
 }
 
+TEST(ClusterMapTest, ANodeThatIsRemovedKeepsItsSlotsUntilItIsLost) {
+  const ClusterMapPtr before = Cluster(4);
+  EXPECT_EQ(CodeOf(before->MarkRemoving(NodeId{3})), StatusCode::kFailedPrecondition);  // It is up.
+  ClusterNode down = *before->Find(NodeId{3});
+  down.state = NodeState::kDown;
+  const ClusterMapPtr map = Good(Good(before->Update(down))->MarkRemoving(NodeId{3}));
+  EXPECT_TRUE(map->IsRemoving());
+  EXPECT_TRUE(map->owners() == before->owners());
+  EXPECT_EQ(map->Find(NodeId{3})->weight, 0u);
+  const Slot slot = Owned(*map, NodeId{3}).front();
+  EXPECT_TRUE(map->InHandOver(slot));
+  // What others have taken from it is theirs, and what it has taken is not its.
+  EXPECT_EQ(Good(map->HandedOver({slot}, NodeId{3}, NodeId{1}))->OwnerOf(slot), NodeId{1});
+  EXPECT_EQ(CodeOf(map->HandedOver({Owned(*map, NodeId{1}).front()}, NodeId{1}, NodeId{3})),
+            StatusCode::kFailedPrecondition);
+  EXPECT_EQ(CodeOf(map->Update(down)), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(CodeOf(map->MarkRemoving(NodeId{3})), StatusCode::kFailedPrecondition);
+  EXPECT_FALSE(Good(map->MarkLost(NodeId{3}))->IsRemoving());
+}
+
+TEST(ClusterMapTest, VacantSlotsAreTakenOverByTheirOwners) {
+  const ClusterMapPtr lost = Good(Cluster(3)->MarkLost(NodeId{3}));
+  const size_t vacant = lost->vacant().count();
+  const ClusterMapPtr one = Good(lost->Adopted(lost->vacant(), NodeId{1}));
+  EXPECT_GT(one->vacant().count(), 0u);
+  EXPECT_LT(one->vacant().count(), vacant);
+  EXPECT_TRUE(one->owners() == lost->owners());
+  EXPECT_EQ(Good(one->Adopted(lost->vacant(), NodeId{2}))->vacant().count(), 0u);
+}
+
+TEST(ClusterMapTest, TheNodeOfTheRootIsNotRemoved) {
+  ClusterMap::Contents contents = Cluster(3)->contents();
+  contents.nodes[1].state = NodeState::kDown;
+  contents.owners[0] = NodeId{2};
+  EXPECT_EQ(CodeOf(Good(ClusterMap::Make(contents, nullptr))->MarkRemoving(NodeId{2})),
+            StatusCode::kFailedPrecondition);
+}
+
+TEST(ClusterMapTest, LossesEnd) {
+  ClusterMap::Contents last = Cluster(2)->contents();
+  last.losses = UINT8_MAX;
+  EXPECT_EQ(CodeOf(Good(ClusterMap::Make(last, nullptr))->MarkLost(NodeId{2})),
+            StatusCode::kFailedPrecondition);
+}
+
 TEST(ClusterMapTest, MakeRefusesWhatNoChangeCouldGive) {
   const ClusterMap::Contents good = Cluster(3)->contents();
   EXPECT_TRUE(ClusterMap::Make(good, nullptr).ok());
   for (auto spoil : {+[](ClusterMap::Contents* c) { c->epoch = Epoch{0}; },
                      +[](ClusterMap::Contents* c) { c->owners.pop_back(); },
                      +[](ClusterMap::Contents* c) { c->owners[9] = NodeId{4}; },
+                     +[](ClusterMap::Contents* c) { c->keepers.clear(); },
+                     +[](ClusterMap::Contents* c) { c->keepers = {NodeId{4}}; },
+                     +[](ClusterMap::Contents* c) {
+                       c->keepers = {NodeId{2}, NodeId{1}};
+                     },
+                     +[](ClusterMap::Contents* c) {
+                       c->keepers = {NodeId{1}, NodeId{1}};
+                     },
                      +[](ClusterMap::Contents* c) { std::swap(c->nodes[0], c->nodes[1]); },
                      +[](ClusterMap::Contents* c) { c->nodes[0].state = NodeState::kLost; },
-                     +[](ClusterMap::Contents* c) { c->nodes[0].state = NodeState{5}; },
+                     +[](ClusterMap::Contents* c) { c->nodes[0].state = NodeState{6}; },
+                     // The keeper; and one that still has a weight.
+                     +[](ClusterMap::Contents* c) {
+                       c->nodes[0].state = NodeState::kRemoving;
+                       c->nodes[0].weight = 0;
+                     },
+                     +[](ClusterMap::Contents* c) { c->nodes[1].state = NodeState::kRemoving; },
                      +[](ClusterMap::Contents* c) { c->nodes[0].state = NodeState{0}; }}) {
     ClusterMap::Contents bad = good;
     spoil(&bad);

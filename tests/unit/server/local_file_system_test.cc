@@ -47,8 +47,8 @@ class Await {
 class LocalFileSystemTest : public testing::Test {
  protected:
   LocalFileSystemTest() {
-    char path[] = "/tmp/cfs-local-XXXXXX";
-    directory_ = mkdtemp(path);
+    std::string path = std::filesystem::temp_directory_path() / "cfs-local-XXXXXX";
+    directory_ = mkdtemp(path.data());
     std::filesystem::create_directory(directory_ + "/data");
     Start();
   }

@@ -5,14 +5,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -152,6 +155,42 @@ TEST_F(StoreDirTest, LockEndsWithTheProcessThatHasIt) {
   EXPECT_TRUE(StoreDir::Open(store()).ok());
 }
 
+// A process that is killed may have lost its first thread, by which others know
+// it, while another one still keeps its files open.
+TEST_F(StoreDirTest, WaitsForAProcessThatIsJustEnding) {
+  constexpr auto kEnding = std::chrono::milliseconds(300);
+  Make();
+  int ready[2], end[2];
+  ASSERT_EQ(pipe(ready), 0);
+  ASSERT_EQ(pipe(end), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    close(end[1]);
+    const auto opened = StoreDir::Open(store());
+    std::thread last([&] {
+      char byte;
+      if (read(end[0], &byte, 1) == 1) std::this_thread::sleep_for(kEnding);
+      _exit(1);
+    });
+    if (!opened.ok() || write(ready[1], "", 1) != 1) _exit(1);
+    syscall(SYS_exit, 0);  // Unwinds no stack: `last` uses it.
+  }
+  close(ready[1]);
+  close(end[0]);
+  char byte;
+  ASSERT_EQ(read(ready[0], &byte, 1), 1);
+  const std::string stat = "/proc/" + std::to_string(child) + "/stat";
+  while (Read(stat).find(") Z ") == std::string::npos) std::this_thread::yield();
+  const auto start = std::chrono::steady_clock::now();
+  ASSERT_EQ(write(end[1], "", 1), 1);
+  EXPECT_EQ(StoreOwner(store()), std::nullopt);
+  EXPECT_GE(std::chrono::steady_clock::now() - start, kEnding) << "the child had ended before";
+  EXPECT_TRUE(StoreDir::Open(store()).ok());
+  close(ready[0]);
+  close(end[1]);
+  ASSERT_EQ(waitpid(child, nullptr, 0), child);
+}
+
 TEST_F(StoreDirTest, CompletesWhatACrashLeft) {
   const std::vector<std::pair<const char*, bool>> steps = {
       {"lock", false}, {"meta", true}, {"data", true}, {"node.json.new", false}};
@@ -193,8 +232,8 @@ TEST_F(StoreDirTest, RefusesAnotherMachinesStore) {
 
 TEST_F(StoreDirTest, RefusesAnotherFormatWhateverElseItSays) {
   Make();
-  Write(store() + "/node.json", R"({"format": 3, "cluster_id": [1]})");
-  ExpectRefused(absl::StatusCode::kFailedPrecondition, "format 3");
+  Write(store() + "/node.json", R"({"format": 4, "cluster_id": [1]})");
+  ExpectRefused(absl::StatusCode::kFailedPrecondition, "format 4");
   Write(store() + "/node.json", R"({"format": 1, "cluster_id": [1]})");
   ExpectRefused(absl::StatusCode::kFailedPrecondition, "format 1");
 }
@@ -210,13 +249,15 @@ TEST_F(StoreDirTest, RefusesToMakeALostHalfAnew) {
 
 // Golden: the format of every store that exists.
 TEST(StoreIdentityTest, TextIsFrozen) {
-  const StoreIdentity identity = {"000102030405060708090a0b0c0d0e0f", NodeId{4294967295u}, "m"};
+  const StoreIdentity identity = {"000102030405060708090a0b0c0d0e0f", NodeId{4294967294u}, "m",
+                                  0x0123456789abcde};
   const std::string text =
       "{\n"
-      "  \"format\": 2,\n"
+      "  \"format\": 3,\n"
       "  \"cluster_id\": \"000102030405060708090a0b0c0d0e0f\",\n"
-      "  \"node_id\": 4294967295,\n"
-      "  \"machine\": \"m\"\n"
+      "  \"node_id\": 4294967294,\n"
+      "  \"machine\": \"m\",\n"
+      "  \"store_id\": \"00123456789abcde\"\n"
       "}\n";
   EXPECT_EQ(EncodeIdentity(identity), text);
   const auto decoded = DecodeIdentity(text);
@@ -224,25 +265,29 @@ TEST(StoreIdentityTest, TextIsFrozen) {
   EXPECT_EQ(decoded->cluster_id, identity.cluster_id);
   EXPECT_EQ(decoded->node_id, identity.node_id);
   EXPECT_EQ(decoded->machine, identity.machine);
+  EXPECT_EQ(decoded->store_id, identity.store_id);
 }
 
 TEST(StoreIdentityTest, RefusesNonsense) {
   const std::string good =
-      R"({"format":2,"cluster_id":"000102030405060708090a0b0c0d0e0f","node_id":1,"machine":"m"})";
+      R"({"format":3,"cluster_id":"000102030405060708090a0b0c0d0e0f","node_id":1,"machine":"m",)"
+      R"("store_id":"00123456789abcde"})";
   ASSERT_TRUE(DecodeIdentity(good).ok());
   for (size_t length = 0; length < good.size(); ++length) {
     EXPECT_EQ(DecodeIdentity(good.substr(0, length)).status().code(), absl::StatusCode::kDataLoss);
   }
   const std::pair<const char*, const char*> changes[] = {
-      {"\"format\":2", "\"format\":0"},
-      {"\"format\":2", "\"format\":-1"},
-      {"\"format\":2", "\"format\":\"1\""},
+      {"\"format\":3", "\"format\":0"},
+      {"\"format\":3", "\"format\":-1"},
+      {"\"format\":3", "\"format\":\"1\""},
       {"0001", "000g"},
       {"0001", "00012"},
       {"\"node_id\":1", "\"node_id\":0"},
       {"\"node_id\":1", "\"node_id\":1.5"},
-      {"\"node_id\":1", "\"node_id\":4294967296"},
+      {"\"node_id\":1", "\"node_id\":4294967295"},
       {"\"machine\":\"m\"", "\"machine\":1"},
+      {"store_id\":\"0", "store_id\":\"g"},
+      {"store_id", "stored_id"},
       {"\"machine\":\"m\"", "\"m\":\"m\""}};
   for (const auto& [from, to] : changes) {
     std::string text = good;
@@ -259,6 +304,26 @@ TEST(NetworkFileSystemTest, KnowsThemFromLocalOnes) {
   for (uint32_t local : {0xef53u, 0x58465342u, 0x9123683eu, 0x01021994u, 0x794c7630u}) {
     EXPECT_EQ(NetworkFileSystem(local), std::nullopt) << std::hex << local;
   }
+}
+
+TEST_F(StoreDirTest, IdleStoreIsLeftAsItIsAndKeepsNodesOut) {
+  EXPECT_EQ(OpenIdleStore(store()).status().code(), absl::StatusCode::kNotFound);
+  {
+    const auto used = StoreDir::Open(store());
+    ASSERT_TRUE(used.ok()) << used.status();
+    const absl::Status refused = OpenIdleStore(store()).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(refused.message()), HasSubstr(std::to_string(getpid())));
+  }
+  const auto before = Snapshot();
+  {
+    const auto idle = OpenIdleStore(store());
+    ASSERT_TRUE(idle.ok()) << idle.status();
+    EXPECT_TRUE(OpenIdleStore(store() + "/").ok());
+    EXPECT_EQ(StoreDir::Open(store()).status().code(), absl::StatusCode::kUnavailable);
+  }
+  EXPECT_EQ(Snapshot(), before);
+  EXPECT_TRUE(StoreDir::Open(store()).ok());
 }
 
 }  // namespace

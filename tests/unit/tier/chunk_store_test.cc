@@ -18,8 +18,8 @@ namespace {
 class ChunkStoreTest : public testing::Test {
  protected:
   ChunkStoreTest() {
-    char path[] = "/tmp/cfs-chunks-XXXXXX";
-    directory_ = mkdtemp(path);
+    std::string path = std::filesystem::temp_directory_path() / "cfs-chunks-XXXXXX";
+    directory_ = mkdtemp(path.data());
     auto chunks = ChunkStore::Open(directory_, [this] { return absl::StatusOr<uint64_t>(next_++); });
     EXPECT_TRUE(chunks.ok()) << chunks.status();
     chunks_ = *std::move(chunks);

@@ -1,0 +1,78 @@
+#include "cfs/meta/records.h"
+
+#include "cfs/base/check.h"
+
+namespace cfs {
+
+void Records::Update::PutInode(InodeId ino, InodeRecord record) {
+  writes_.Put(Family::kRecords, InodeKey(ino), Encode(record));
+  inodes_.emplace_back(ino, std::move(record));
+}
+
+void Records::Update::DeleteInode(InodeId ino) {
+  writes_.Delete(Family::kRecords, InodeKey(ino));
+  inodes_.emplace_back(ino, std::nullopt);
+}
+
+void Records::Update::PutDentry(InodeId dir, absl::string_view name, DentryRecord record) {
+  CFS_CHECK(record.ino != kNoInode);
+  writes_.Put(Family::kRecords, DentryKey(dir, name), Encode(record));
+  dentries_.emplace_back(std::make_pair(dir, std::string(name)), record);
+}
+
+void Records::Update::DeleteDentry(InodeId dir, absl::string_view name) {
+  writes_.Delete(Family::kRecords, DentryKey(dir, name));
+  dentries_.emplace_back(std::make_pair(dir, std::string(name)), std::nullopt);
+}
+
+void Records::Update::PutBucket(InodeId dir, BucketRecord record) {
+  writes_.Put(Family::kRecords, BucketKey(dir, 0), Encode(record));
+  buckets_.emplace_back(dir, record);
+}
+
+void Records::Update::DeleteBucket(InodeId dir) {
+  writes_.Delete(Family::kRecords, BucketKey(dir, 0));
+  buckets_.emplace_back(dir, std::nullopt);
+}
+
+void Records::Update::PutXattr(InodeId ino, absl::string_view name, absl::string_view value) {
+  writes_.Put(Family::kRecords, XattrKey(ino, name), std::string(value));
+}
+
+void Records::Update::DeleteXattr(InodeId ino, absl::string_view name) {
+  writes_.Delete(Family::kRecords, XattrKey(ino, name));
+}
+
+void Records::Update::PutQueue(QueueKind kind, InodeId ino, BackingId backing) {
+  writes_.Put(Family::kQueue, QueueKey(kind, ino), EncodeBacking(backing));
+}
+
+void Records::Update::DeleteQueue(QueueKind kind, InodeId ino) {
+  writes_.Delete(Family::kQueue, QueueKey(kind, ino));
+}
+
+void Records::Update::PutDoomed(BackingId backing) {
+  writes_.Put(Family::kLocal, DoomedKey(backing), EncodeBacking(backing));
+}
+
+void Records::Update::DeleteDoomed(BackingId backing) {
+  writes_.Delete(Family::kLocal, DoomedKey(backing));
+}
+
+void Records::Update::PutForeign(BackingId backing, InodeId ino) {
+  writes_.Put(Family::kLocal, ForeignKey(backing), EncodeInodeNumber(ino));
+}
+
+void Records::Update::DeleteForeign(BackingId backing) {
+  writes_.Delete(Family::kLocal, ForeignKey(backing));
+}
+
+void Records::Update::DeleteReply(Slot slot, const RequestId& request) {
+  writes_.Delete(Family::kQueue, ReplyKey(slot, request));
+}
+
+void Records::Update::PutStoreState(const StoreState& state) {
+  writes_.Put(Family::kLocal, kStoreStateKey, Encode(state));
+}
+
+}  // namespace cfs
