@@ -255,6 +255,10 @@ class Cluster:
         """Cuts the cable between two nodes; with one_way, only from a to b."""
         self.network.cut(a.index, b.index, one_way)
 
+    def reset(self, a, b):
+        """Loses what a sends to b, and the connection that carries it."""
+        self.network.reset(a.index, b.index)
+
     def isolate(self, node):
         """Cuts a node off from all others."""
         for other in self.nodes:

@@ -26,6 +26,15 @@ table inet cable {
   }
 }
 """
+RESETS = """
+table inet resets {
+  set reset_by { type ipv4_addr; }
+  chain input {
+    type filter hook input priority 1;
+    meta l4proto tcp ip saddr @reset_by reject with tcp reset
+  }
+}
+"""
 NUMBERS = itertools.count()
 CLONE_NEWNET = 0x40000000
 
@@ -38,7 +47,7 @@ class Network:
         name = f"{prefix}{os.getpid()}-{next(NUMBERS)}"
         self._bridge = f"{name}-bridge"
         self.hosts = [f"{name}-{host}" for host in range(hosts)]
-        self._cuts = set()  # (from, to)
+        self._cuts = set()  # (from, to, set of addresses)
         self._cleanup = contextlib.ExitStack()
 
     @property
@@ -90,18 +99,27 @@ class Network:
     def cut(self, a, b, one_way=False):
         """Nothing reaches b from a any more, and, unless one_way, nothing a from b."""
         for source, target in [(a, b)] if one_way else [(a, b), (b, a)]:
-            if (source, target) not in self._cuts:
-                self._change("add", source, target)
-                self._cuts.add((source, target))
+            self._add(source, target, "cable cut")
+
+    def reset(self, a, b):
+        """Each TCP segment that comes from a to b is lost, and its connection with it."""
+        if run(*self.enter(b), "nft", "list", "table", "inet", "resets").returncode != 0:
+            run_checked(*self.enter(b), "nft", "-f", "-", input=RESETS)
+        self._add(a, b, "resets reset_by")
+
+    def _add(self, source, target, addresses):
+        if (source, target, addresses) not in self._cuts:
+            self._change("add", source, target, addresses)
+            self._cuts.add((source, target, addresses))
 
     def heal(self):
         """Mends all cables."""
-        for source, target in self._cuts:
-            self._change("delete", source, target)
+        for cut in self._cuts:
+            self._change("delete", *cut)
         self._cuts.clear()
 
-    def _change(self, what, source, target):
-        run_checked(*self.enter(target), "nft", what, "element", "inet", "cable", "cut",
+    def _change(self, what, source, target, addresses):
+        run_checked(*self.enter(target), "nft", what, "element", "inet", *addresses.split(),
                     f"{{ {self.address(source)} }}")
 
     def lost(self, host):
