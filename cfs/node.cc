@@ -24,6 +24,7 @@
 #include "cfs/base/status_macros.h"
 #include "cfs/base/thread_name.h"
 #include "cfs/fuse/mount.h"
+#include "cfs/server/backend_tier.h"
 #include "cfs/server/cluster_part.h"
 #include "cfs/server/cluster_start.h"
 #include "cfs/server/control.h"
@@ -176,6 +177,17 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
   }
   CFS_ASSIGN_OR_RETURN(const std::unique_ptr<LocalFileSystem> fs,
                        LocalFileSystem::Open(options, &clock));
+  std::unique_ptr<BackendTier> tier;
+  if (!config.backend.empty()) {
+    if (membership != nullptr) {
+      return absl::InvalidArgumentError("a node of a cluster can have no --backend yet");
+    }
+    CFS_ASSIGN_OR_RETURN(tier, BackendTier::Open(config.backend, fs.get(), &clock));
+  } else if (const auto root = fs->RecordNow(kRootInode);
+             root.ok() && !root->backend_identity.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("store ", store.path(), " is in front of a backend; say which: --backend DIR"));
+  }
   FileSystem* shown = fs.get();
   if (membership != nullptr) {
     CFS_RETURN_IF_ERROR(
@@ -196,7 +208,9 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     fs->SetDaemonIo(true);
     fs->Start([](int) { return 0; });
   } else {
-    mount.emplace(config, shown);
+    NodeConfig mounted = config;
+    if (tier != nullptr) mounted.fuse_options.push_back("ro");
+    mount.emplace(mounted, shown);
     fs->SetKernelCache(&*mount);
     CFS_RETURN_IF_ERROR(mount->Start());
     fs->SetDaemonIo(!mount->abilities().passthrough);
@@ -228,6 +242,11 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
       reply["ok"] = true;
       return reply;
     }
+    if (verb == "evict") {
+      const auto evicted = fs->Evict(InodeId(UintMember(request, "ino")));
+      if (!evicted.ok()) return ControlError(evicted.status());
+      return nlohmann::json{{"ok", true}, {"evicted", *evicted}};
+    }
     if (verb != "status") {
       return nlohmann::json{{"ok", false}, {"error", "no such verb"}, {"errno", EINVAL}};
     }
@@ -243,6 +262,7 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
         {"meta", fs->Status()},
         {"chunk_store", fs->ChunkStatus()}};
     reply["slots"] = {{"owned", fs->owned().count()}};
+    if (tier != nullptr) reply["backend"] = tier->Status();
     if (membership != nullptr) {
       reply["cluster"] = membership->Status();
       reply["peers"] = cluster_part.Status();
@@ -270,6 +290,7 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
       // The control socket's error is the one to tell.
       mount->Wait([&] {
         leave();
+        if (tier != nullptr) tier->Drain();
         fs->Drain();
       }).IgnoreError();
     }
@@ -292,6 +313,7 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
   const auto drain = [&] {
     control->reset();
     leave();
+    if (tier != nullptr) tier->Drain();
     fs->Drain();
   };
   if (mount) {
@@ -301,6 +323,7 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     ending.Wait();
     drain();
   }
+  tier.reset();
   const absl::Status closed = fs->Close();
   if (!closed.ok()) LogError("the store was not closed in good order error=", closed.ToString());
   LogInfo("ended");

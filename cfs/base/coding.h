@@ -7,6 +7,7 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <limits>
 #include <string>
 
@@ -72,6 +73,20 @@ template <std::unsigned_integral Size>
   if (!ConsumeLittle(in, &size) || in->size() < size) return false;
   bytes->assign(in->data(), size);
   in->remove_prefix(size);
+  return true;
+}
+
+inline void AppendTime(std::string* out, const timespec& time) {
+  AppendLittle(out, static_cast<uint64_t>(time.tv_sec));
+  AppendLittle(out, static_cast<uint32_t>(time.tv_nsec));
+}
+
+[[nodiscard]] inline bool ConsumeTime(absl::string_view* in, timespec* time) {
+  uint64_t seconds;
+  uint32_t nanoseconds;
+  if (!ConsumeLittle(in, &seconds) || !ConsumeLittle(in, &nanoseconds)) return false;
+  if (nanoseconds >= 1'000'000'000) return false;
+  *time = {static_cast<time_t>(seconds), static_cast<long>(nanoseconds)};
   return true;
 }
 

@@ -53,6 +53,7 @@ inline constexpr size_t kFsckPathNamesMax = 4096;
 
 // Threads.
 inline constexpr int kIoThreads = 16;
+inline constexpr int kBackendThreads = 16;
 inline constexpr int kFuseThreadsMin = 3;
 inline constexpr int kFuseThreadsMax = 16;
 

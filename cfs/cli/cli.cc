@@ -75,7 +75,8 @@ int RunCli(int argc, char** argv, RunNodeFn run_node) {
   const std::vector<Verb> verbs = {MountVerb(run_node), ServeVerb(std::move(run_node)),
                                    UmountVerb(),        StatusVerb(),
                                    NodesVerb(),         TokenVerb(),
-                                   StatVerb(),          FsckVerb(),
+                                   StatVerb(),          StageInVerb(),
+                                   EvictVerb(),         FsckVerb(),
                                    DoctorVerb(),        VersionVerb()};
   std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
   HideTokens(argc, argv);

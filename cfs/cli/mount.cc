@@ -125,12 +125,41 @@ absl::StatusOr<std::string> ExistingMountPoint(const std::string& path) {
   return resolved;
 }
 
-absl::Status RunMount(ServeOptions* options, const std::string& path, const RunNodeFn& run_node) {
+// Where the files come from: neither this mount, nor its store, nor what has them below it.
+absl::Status ResolveBackend(NodeConfig* config, bool readonly) {
+  if (config->backend.empty()) {
+    if (readonly) return absl::InvalidArgumentError("--backend-mode is of a --backend");
+    return absl::OkStatus();
+  }
+  if (!readonly) {
+    return absl::InvalidArgumentError(
+        "cfs does not write to a backend yet; --backend-mode readonly reads from it");
+  }
+  std::error_code error;
+  const std::filesystem::path path = std::filesystem::canonical(config->backend, error);
+  if (error || !std::filesystem::is_directory(path, error)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("backend ", config->backend, ": ",
+                     error ? error.message() : std::string("not a directory")));
+  }
+  config->backend = path.string();
+  for (const std::string& other : {config->mountpoint, config->store_dir}) {
+    if (Contains(other, config->backend) || Contains(config->backend, other)) {
+      return absl::InvalidArgumentError(absl::StrCat("backend ", config->backend, " and ", other,
+                                                     " must not be one below the other"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunMount(ServeOptions* options, const std::string& path, bool readonly,
+                      const RunNodeFn& run_node) {
   NodeConfig& config = options->config;
   CFS_ASSIGN_OR_RETURN(config.mountpoint, ExistingMountPoint(path));
   CFS_RETURN_IF_ERROR(CheckMountPoint(config.mountpoint));
   CFS_RETURN_IF_ERROR(ResolveServeOptions(options));
   CFS_RETURN_IF_ERROR(CheckNesting(config.mountpoint, config.store_dir));
+  CFS_RETURN_IF_ERROR(ResolveBackend(&config, readonly));
   CFS_RETURN_IF_ERROR(CheckFuseDevice());
   return RunServe(*options, run_node, [&config](const StoreDir& store) {
     return RemoveDeadMounts(config.mountpoint, store.path());
@@ -141,6 +170,7 @@ absl::Status RunMount(ServeOptions* options, const std::string& path, const RunN
 
 Verb MountVerb(RunNodeFn run_node) {
   const auto options = std::make_shared<ServeOptions>();
+  const auto readonly = std::make_shared<bool>(false);
   NodeConfig* config = &options->config;
   Verb verb;
   verb.name = "mount";
@@ -159,11 +189,18 @@ Verb MountVerb(RunNodeFn run_node) {
             [=](const std::string& value) {
               return ParseFuseOptions(value, &config->fuse_options);
             }},
+           {"backend", 0, "DIR", "show the files of DIR, and keep copies of those that are used",
+            [=](const std::string& value) {
+              config->backend = value;
+              return !value.empty();
+            }},
+           {"backend-mode", 0, "readonly", "what may be done to the backend",
+            [=](const std::string& value) { return *readonly = value == "readonly"; }},
        }) {
     verb.options.push_back(std::move(option));
   }
-  verb.run = [options, run_node = std::move(run_node)](const std::vector<std::string>& arguments) {
-    return RunMount(options.get(), arguments[0], run_node);
+  verb.run = [=, run_node = std::move(run_node)](const std::vector<std::string>& arguments) {
+    return RunMount(options.get(), arguments[0], *readonly, run_node);
   };
   return verb;
 }

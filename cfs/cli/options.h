@@ -21,6 +21,8 @@ struct Option {
   std::function<bool(const std::string& value)> set;
 };
 
+inline constexpr size_t kArgumentsMax = 1 << 20;
+
 struct Verb {
   std::string name;
   std::string arguments;  // As --help shows them.

@@ -23,6 +23,8 @@ Verb StatusVerb();
 Verb NodesVerb();
 Verb TokenVerb();
 Verb StatVerb();
+Verb StageInVerb();
+Verb EvictVerb();
 Verb FsckVerb();
 Verb DoctorVerb();
 Verb VersionVerb();

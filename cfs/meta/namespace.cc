@@ -261,6 +261,7 @@ absl::StatusOr<Removed> Namespace::RemoveDirectory(InodeId dir, absl::string_vie
     InodeRecord record;
     if (!lost) {
       CFS_ASSIGN_OR_RETURN(record, GetDirectory(ino));
+      if (record.flags & kNotImported) return NeedsBackend({BackendNeed::kNames, ino});
       CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, records_->GetBucket(ino));
       if (bucket.entries > 0) return PosixError(ENOTEMPTY);
     }
@@ -324,15 +325,6 @@ absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
   const bool across = from_dir != to_dir;
   // Only a move of a directory to another parent can make a cycle; whether it
   // is one is known once the inode is read, so every move across looks.
-  struct MaybeLock {
-    explicit MaybeLock(Mutex* m) ABSL_NO_THREAD_SAFETY_ANALYSIS : mutex(m) {
-      if (mutex != nullptr) mutex->Lock();
-    }
-    ~MaybeLock() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-      if (mutex != nullptr) mutex->Unlock();
-    }
-    Mutex* const mutex;
-  };
   bool moves_directory = false;
   if (across) {
     for (InodeId ino : {from_ino, exchange ? to_ino : kNoInode}) {
@@ -343,7 +335,7 @@ absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
     }
   }
   if (moves_directory && !alone_) return NotOwned();
-  MaybeLock moves(moves_directory ? &directory_moves_ : nullptr);
+  const MutexLockMaybe moves(moves_directory ? &directory_moves_ : nullptr);
   if (moves_directory) {
     CFS_ASSIGN_OR_RETURN(const bool into_itself, IsBelow(to_dir, from_ino));
     if (into_itself) return PosixError(EINVAL);
@@ -423,6 +415,7 @@ absl::StatusOr<Renamed> Namespace::RenameLocked(InodeId from_dir, absl::string_v
       if (lost) {
         // Its name was all that was left.
       } else if (target_dir) {
+        if (target.flags & kNotImported) return NeedsBackend({BackendNeed::kNames, to_ino});
         CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, records_->GetBucket(to_ino));
         if (bucket.entries > 0) return PosixError(ENOTEMPTY);
         OrphanDirectory(to_ino, std::move(target), now, &update, &removed);

@@ -27,6 +27,7 @@ absl::Status ReadDirectory(Shard* shard, InodeId dir, uint64_t offset,
   {
     StripeLocks::Hold hold(&shard->locks(), {dir});
     CFS_ASSIGN_OR_RETURN(const InodeRecord record, shard->GetInode(dir));
+    if (record.flags & kNotImported) return NeedsBackend({BackendNeed::kNames, dir});
     parent = record.parent;
   }
   if (offset < kAfterDot && !take({".", dir, DT_DIR, kAfterDot})) return absl::OkStatus();

@@ -20,20 +20,6 @@ std::string Prefix(InodeId ino, char kind, size_t reserve) {
   return key;
 }
 
-void AppendTime(std::string* out, const timespec& time) {
-  AppendLittle(out, static_cast<uint64_t>(time.tv_sec));
-  AppendLittle(out, static_cast<uint32_t>(time.tv_nsec));
-}
-
-bool ConsumeTime(absl::string_view* in, timespec* time) {
-  uint64_t seconds;
-  uint32_t nanoseconds;
-  if (!ConsumeLittle(in, &seconds) || !ConsumeLittle(in, &nanoseconds)) return false;
-  if (nanoseconds >= 1'000'000'000) return false;
-  *time = {static_cast<time_t>(seconds), static_cast<long>(nanoseconds)};
-  return true;
-}
-
 absl::Status CheckVersion(absl::string_view* value, absl::string_view what) {
   if (value->empty()) return absl::DataLossError(absl::StrCat(what, ": empty record"));
   const uint8_t version = static_cast<uint8_t>(value->front());

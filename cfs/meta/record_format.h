@@ -10,8 +10,10 @@
 //            slot 'b' dir bucket(2)            BucketRecord
 //            slot 'd' dir XXH3(name) name      DentryRecord
 //            slot 'x' ino xattr-name           value
+//            slot 'y' backend's number         see backend_format.h
 //   queue    slot 'q' 'o' ino                  open mark: backing file number
 //            slot 'q' 'u' ino                  orphan: unlinked while open
+//            slot 'q' 's' ino                  staged in, perhaps not on the device yet
 //            slot 'r' client incarnation seq   what the change that a peer asked for made
 //            slot 'p', slot 'c'                see transaction_format.h
 //   local    'd' backing number                doomed backing file
@@ -56,6 +58,8 @@ enum class Residency : uint8_t { kComplete = 0, kPartial = 1 };
 enum InodeFlags : uint32_t {
   kHasAccessAcl = 1u << 0,   // system.posix_acl_access exists.
   kHasDefaultAcl = 1u << 1,  // system.posix_acl_default exists.
+  // Of a directory: nobody has looked yet what it has on the backend.
+  kNotImported = 1u << 2,
 };
 
 struct InodeRecord {
@@ -82,7 +86,7 @@ struct InodeRecord {
   uint32_t attr_epoch = 0;
   InodeId parent{0};                   // Directories.
   std::string target;                  // Symbolic links.
-  std::string backend_identity;        // Object behind us; empty: none.
+  std::string backend_identity;        // Object behind us (backend_format.h); empty: none.
   uint32_t chunk_bytes = 0;            // Striped.
   std::vector<NodeId> stripe_nodes{};  // Striped.
 
@@ -134,7 +138,7 @@ bool ParseDentryKey(absl::string_view key, uint64_t* hash, absl::string_view* na
 std::string XattrKey(InodeId ino, absl::string_view name);
 std::string XattrPrefix(InodeId ino);
 
-enum class QueueKind : char { kOpen = 'o', kOrphan = 'u' };
+enum class QueueKind : char { kOpen = 'o', kOrphan = 'u', kStaged = 's' };
 std::string QueueKey(QueueKind kind, InodeId ino);
 bool ParseQueueKey(absl::string_view key, QueueKind* kind, InodeId* ino);
 

@@ -1,8 +1,35 @@
 #include "cfs/meta/records.h"
 
+#include "absl/strings/cord.h"
 #include "cfs/base/check.h"
+#include "cfs/base/coding.h"
 
 namespace cfs {
+namespace {
+
+constexpr char kNeedUrl[] = "cfs/backend-need";
+
+}  // namespace
+
+absl::Status NeedsBackend(const BackendNeed& need) {
+  std::string bytes(1, static_cast<char>(need.kind));
+  AppendLittle(&bytes, Raw(need.ino));
+  absl::Status status = absl::UnavailableError("only on the backend");
+  status.SetPayload(kNeedUrl, absl::Cord(bytes));
+  return status;
+}
+
+std::optional<BackendNeed> BackendNeedOf(const absl::Status& status) {
+  if (!absl::IsUnavailable(status)) return std::nullopt;
+  const auto payload = status.GetPayload(kNeedUrl);
+  if (!payload) return std::nullopt;
+  const std::string bytes(*payload);
+  absl::string_view in = bytes;
+  uint8_t kind;
+  uint64_t ino;
+  CFS_CHECK(ConsumeLittle(&in, &kind) && ConsumeLittle(&in, &ino));
+  return BackendNeed{static_cast<BackendNeed::Kind>(kind), InodeId(ino)};
+}
 
 void Records::Update::PutInode(InodeId ino, InodeRecord record) {
   writes_.Put(Family::kRecords, InodeKey(ino), Encode(record));

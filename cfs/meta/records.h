@@ -104,6 +104,16 @@ inline bool IsBusy(const absl::Status& status) {
   return absl::IsAborted(status) && status.message() == kBusy;
 }
 
+// What is only on the backend has to be brought from there first: what a directory
+// has, or what is in a file.
+struct BackendNeed {
+  enum Kind : uint8_t { kNames, kData } kind = kNames;
+  InodeId ino = kNoInode;
+};
+absl::Status NeedsBackend(const BackendNeed& need);
+// Nothing where a status says something else.
+std::optional<BackendNeed> BackendNeedOf(const absl::Status& status);
+
 }  // namespace cfs
 
 #endif  // CFS_META_RECORDS_H_

@@ -91,6 +91,12 @@ void Shard::Prefetch(const std::vector<InodeId>& inos) {
 
 absl::StatusOr<DentryRecord> Shard::GetDentry(InodeId dir, absl::string_view name) {
   CFS_RETURN_IF_ERROR(CheckRead(SlotOf(dir), [dir, name] { return DentryKey(dir, name); }));
+  if (over_backend_) {
+    const auto record = GetInode(dir);
+    if (record.ok() && (record->flags & kNotImported)) {
+      return NeedsBackend({BackendNeed::kNames, dir});
+    }
+  }
   std::pair<InodeId, std::string> id(dir, std::string(name));
   if (const auto cached = dentries_.Get(id)) {
     if (cached->ino == kNoInode) return NotFound();

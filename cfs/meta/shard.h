@@ -38,6 +38,10 @@ class Shard final : public Records {
   Store* store() { return store_; }
   WalSyncer* syncer() { return syncer_; }
 
+  // Directories may have names on the backend that nobody has looked for. REQUIRES:
+  // before the first operation.
+  void SetOverBackend() { over_backend_ = true; }
+
   bool Owns(Slot slot) const { return owned_.Has(slot); }
   SlotSet owned() const { return owned_.Get(); }
   // REQUIRES: nothing reads or writes the slots, or a Barrier follows.
@@ -95,6 +99,7 @@ class Shard final : public Records {
   Store* const store_;
   WalSyncer* const syncer_;
   StripeLocks locks_;
+  bool over_backend_ = false;
   AtomicSlotSet owned_;
   // Relaxed: see Track.
   std::atomic<bool> tracking_{false};

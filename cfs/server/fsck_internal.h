@@ -31,6 +31,7 @@ struct FsckInode {
   InodeId parent;  // Of a directory; where it has a name, of that.
   uint32_t nlink;
   uint8_t type;  // DT_*.
+  bool on_backend;
 };
 struct FsckName {
   static constexpr uint64_t kTypeMask = 15;  // DT_* are less.

@@ -11,6 +11,7 @@
 #include "cfs/base/limits.h"
 #include "cfs/base/status_macros.h"
 #include "cfs/meta/acl.h"
+#include "cfs/meta/backend_format.h"
 #include "cfs/meta/namespace.h"
 #include "cfs/ring/hash.h"
 #include "cfs/server/fsck_internal.h"
@@ -95,6 +96,10 @@ class Fsck::SlotRecords {
   absl::Status Take(absl::string_view key, absl::string_view value) {
     if (key.size() < kInodeEnd) return absl::DataLossError("a record with a short key");
     const InodeId ino = InodeOfKey(key);
+    if (key[kKindAt] == 'y') {
+      if (BackendLinkKey(Raw(ino)) != key) return absl::DataLossError("a link's malformed key");
+      return DecodeInodeNumber(value).status();
+    }
     if (SlotOf(ino) != SlotOfKey(key)) {
       return absl::DataLossError(absl::StrCat("a record in slot ", Raw(SlotOfKey(key))));
     }
@@ -156,6 +161,8 @@ class Fsck::SlotRecords {
       bucket.entries += static_cast<uint64_t>(it->second.first);
       bucket.subdirs += static_cast<uint64_t>(it->second.second);
     }
+    // Not complete, and seen by nobody.
+    if (record.flags & kNotImported) return;
     if (bucket.entries != count.entries || bucket.subdirs != count.subdirs) {
       fsck_->Error("wrong bucket", Inode(ino),
                    absl::StrCat("it has ", count.entries, " entries, ", count.subdirs,
@@ -234,12 +241,18 @@ absl::Status Fsck::ReadRecords(FsckStore* store) {
 
 void Fsck::AddInode(const FsckStore& owner, InodeId ino, const InodeRecord& record) {
   const uint8_t type = TypeOf(record.mode);
-  inodes_.push_back({ino, record.IsDirectory() ? record.parent : kNoInode, record.nlink, type});
+  inodes_.push_back({ino, record.IsDirectory() ? record.parent : kNoInode, record.nlink, type,
+                     !record.backend_identity.empty()});
   if (record.nlink == 0) unlinked_.push_back(ino);
   if (TypeName(type) == TypeName(DT_UNKNOWN)) {
     Error("wrong mode", Inode(ino), absl::StrCat("its mode is that of no file: ", record.mode));
   }
   if (!record.IsRegular()) return;
+  if (record.layout == Layout::kBackend) {
+    const auto identity = DecodeBackendIdentity(record.backend_identity);
+    if (!identity.ok()) Error("malformed record", Inode(ino), std::string(identity.status().message()));
+    return;
+  }
   if (record.layout != Layout::kWhole || record.backing == kNoBacking) {
     return Error("no backing file", Inode(ino), "its record names no backing file");
   }
@@ -333,6 +346,8 @@ absl::Status Fsck::ReadQueue(FsckStore* store) {
         orphans_.push_back(ino);
       } else if (kind == QueueKind::kOpen) {
         marked_.push_back(ino);
+      } else if (kind == QueueKind::kStaged) {
+        // All that matters is that it is there when power is lost.
       } else {
         malformed = absl::DataLossError("queue: unknown key");
       }
@@ -418,7 +433,9 @@ void Fsck::CheckInode(FsckInode* inode, const FsckName* begin, const FsckName* e
   }
   // A directory's record counts its name; its subdirectories are in its bucket.
   const bool wrong_links = inode->type == DT_DIR && inode->nlink > 1;
-  if (wrong_links || names > inode->nlink || (names < inode->nlink && complete_)) {
+  // Other names may be in directories of the backend that nobody has looked at.
+  const bool too_few = names < inode->nlink && complete_ && !inode->on_backend;
+  if (wrong_links || names > inode->nlink || too_few) {
     Loss("wrong nlink", Inode(inode->ino),
          absl::StrCat("it has ", names, names == 1 ? " name" : " names", ", and its record counts ",
                       inode->nlink));

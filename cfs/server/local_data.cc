@@ -114,6 +114,7 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
     absl::StatusOr<InodeRecord> record = RecordOf(ino, &ghost);
     CFS_RETURN_IF_ERROR(record.status());
     if (!record->IsRegular()) return PosixError(record->IsDirectory() ? EISDIR : EINVAL);
+    if (record->layout == Layout::kBackend) return NeedsBackend({BackendNeed::kData, ino});
     if (record->home != node_) return PosixError(EREMOTE);
     if (record->backing == kNoBacking) return PosixError(ESTALE);  // Freed already.
     if (record->attr_epoch != attr_epoch_) CFS_RETURN_IF_ERROR(MergeBacking(&*record));
@@ -151,6 +152,12 @@ void LocalFileSystem::DoneDurably(int flags, absl::AnyInvocable<void(absl::Statu
 void LocalFileSystem::Open(InodeId ino, int flags, bool kill_privileges, Done<OpenResult> done) {
   auto finish = [this, ino, flags, kill_privileges, done = std::move(done)]() mutable {
     absl::StatusOr<OpenResult> opened = OpenNow(ino, flags, kill_privileges);
+    if (NeedsFetch(opened.status())) {
+      return FetchFirst<OpenResult>(opened.status(), std::move(done),
+                                    [this, ino, flags, kill_privileges](Done<OpenResult> d) {
+                                      Open(ino, flags, kill_privileges, std::move(d));
+                                    });
+    }
     if (!opened.ok()) return done(std::move(opened));
     DoneDurably(flags, [this, opened = *opened, done = std::move(done)](absl::Status s) mutable {
       if (s.ok()) return done(opened);

@@ -157,7 +157,7 @@ absl::Status LocalFileSystem::Recover() {
     }
   }
 
-  std::vector<std::pair<InodeId, BackingId>> marks;
+  std::vector<std::pair<InodeId, BackingId>> marks, staged;
   std::vector<InodeId> orphans;
   absl::Status malformed;
   CFS_RETURN_IF_ERROR(
@@ -167,9 +167,14 @@ absl::Status LocalFileSystem::Recover() {
         if (!backing.ok()) return;
         if (kind == QueueKind::kOpen) marks.emplace_back(ino, *backing);
         if (kind == QueueKind::kOrphan) orphans.push_back(ino);
+        if (kind == QueueKind::kStaged) staged.emplace_back(ino, *backing);
       }));
   CFS_RETURN_IF_ERROR(malformed);
 
+  for (const auto& [ino, backing] : staged) {
+    // In good order, all is on the device.
+    CFS_RETURN_IF_ERROR(Unstage(ino, state_->was_clean() ? kNoBacking : backing));
+  }
   // A file that was created and is not settled has its open mark; what else is
   // in the unsettled range was in the pool, or its record did not survive.
   const auto [settled, end] = state_->unsettled();
@@ -219,7 +224,8 @@ absl::Status LocalFileSystem::Recover() {
   CFS_RETURN_IF_ERROR(state_->SetSettled(first));
   if (!state_->was_clean()) {
     LogInfo("recovered after an unclean end open_marks=", marks.size(),
-            " orphans=", orphans.size(), " doomed=", doomed, " unreferenced=", removed);
+            " orphans=", orphans.size(), " doomed=", doomed, " unreferenced=", removed,
+            " unstaged=", staged.size());
   }
   return absl::OkStatus();
 }
@@ -279,8 +285,13 @@ absl::Status LocalFileSystem::MergeBacking(InodeRecord* r) const {
     CFS_RETURN_IF_ERROR(chunks_->CreateEmpty(r->backing));
     CFS_RETURN_IF_ERROR(chunks_->Stat(r->backing, &st));
   }
-  r->size = static_cast<uint64_t>(st.st_size);
   r->blocks = static_cast<uint64_t>(st.st_blocks);
+  if (IsClean(*r, st)) {
+    // Its other times are the backend's.
+    r->atime = Later(r->atime, st.st_atim);
+    return absl::OkStatus();
+  }
+  r->size = static_cast<uint64_t>(st.st_size);
   // Before the inode's birth the file was in the pool, or the time was set by
   // utimens, which the record has too.
   if (!(st.st_mtim < r->btime)) r->mtime = st.st_mtim;
@@ -389,8 +400,26 @@ absl::StatusOr<Attr> LocalFileSystem::LookupNow(InodeId dir, absl::string_view n
   }
 }
 
+template <typename T>
+void LocalFileSystem::FetchFirst(const absl::Status& status, Done<T> done,
+                                 absl::AnyInvocable<void(Done<T>)> again) {
+  fetcher_->Fetch(*BackendNeedOf(status), [done = std::move(done), again = std::move(again)](
+                                              absl::Status fetched) mutable {
+    if (!fetched.ok()) return done(std::move(fetched));
+    again(std::move(done));
+  });
+}
+template void LocalFileSystem::FetchFirst<OpenResult>(
+    const absl::Status&, Done<OpenResult>, absl::AnyInvocable<void(Done<OpenResult>)>);
+
 void LocalFileSystem::Lookup(InodeId dir, absl::string_view name, Done<Attr> done) {
-  done(LookupNow(dir, name));
+  absl::StatusOr<Attr> attr = LookupNow(dir, name);
+  if (NeedsFetch(attr.status())) {
+    return FetchFirst<Attr>(
+        attr.status(), std::move(done),
+        [this, dir, name = std::string(name)](Done<Attr> d) { Lookup(dir, name, std::move(d)); });
+  }
+  done(std::move(attr));
 }
 
 void LocalFileSystem::Forget(InodeId ino) {
@@ -766,6 +795,13 @@ void LocalFileSystem::List(InodeId dir, uint64_t offset, size_t bytes_max, size_
         listed.entry = entry;
         return true;
       });
+  if (NeedsFetch(status)) {
+    return FetchFirst<std::vector<ListedEntry>>(
+        status, std::move(done),
+        [this, dir, offset, bytes_max, entry_bytes, attributes](Done<std::vector<ListedEntry>> d) {
+          List(dir, offset, bytes_max, entry_bytes, attributes, std::move(d));
+        });
+  }
   // A directory that was removed while open lists nothing.
   if (absl::IsNotFound(status)) return done(std::move(entries));
   if (!status.ok()) return done(std::move(status));
@@ -852,7 +888,10 @@ nlohmann::json LocalFileSystem::Describe(InodeId ino) {
                           {"home", Raw(record->IsRegular() ? record->home : node_)},
                           {"open_count", open == nullptr ? 0 : open->readers + open->writers},
                           {"has_writer", open != nullptr && open->maybe_writer}};
-  if (record->IsRegular()) {
+  if (record->IsRegular() && record->layout == Layout::kBackend) {
+    reply["layout"] = "backend";
+    reply["mode"] = "closed";
+  } else if (record->IsRegular()) {
     reply["layout"] = "whole";
     if (record->home == node_) reply["backing"] = chunks_->PathOf(record->backing);
     reply["mode"] = open == nullptr || !open->open() ? "closed"
@@ -860,6 +899,7 @@ nlohmann::json LocalFileSystem::Describe(InodeId ino) {
                                                      : "passthrough";
   } else {
     reply["layout"] = "none";
+    if (record->flags & kNotImported) reply["not_imported"] = true;
   }
   return reply;
 }

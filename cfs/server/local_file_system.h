@@ -237,6 +237,46 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     if (cache_ != nullptr) cache_->AttrUnstable(ino);
   }
 
+  // ---- For BackendTier: names and data that are on the backend, and not here.
+  class Fetcher {
+   public:
+    virtual ~Fetcher() = default;
+    // Brings it; OK if the operation that needs it may be tried again.
+    virtual void Fetch(const BackendNeed& need, DoneStatus done) = 0;
+  };
+  // REQUIRES: before the first operation; `fetcher` outlives the last.
+  void SetFetcher(Fetcher* fetcher);
+  absl::StatusOr<InodeRecord> RecordNow(InodeId ino);
+  struct Imported {
+    std::string name;
+    InodeRecord record;
+    BucketRecord bucket;  // Of a directory.
+    std::vector<std::pair<std::string, std::string>> xattrs;
+  };
+  // The root is the top of the backend. False if it was so before.
+  absl::StatusOr<bool> ImportRoot(Imported root);
+  // Of a directory that is being imported: removes what an import before has left,
+  // adds entries, and ends it with what its bucket is then. Nobody sees any of it
+  // before.
+  absl::Status BeginImport(InodeId dir);
+  absl::Status Import(InodeId dir, std::vector<Imported> entries);
+  absl::Status EndImport(InodeId dir, const BucketRecord& bucket);
+  // An empty backing file to copy data to. Then one of the next two.
+  struct Staging {
+    FreshFile fresh;
+    UniqueFd fd;
+  };
+  absl::StatusOr<Staging> BeginStaging();
+  void DropStaging(const Staging& staging);
+  // The file of the inode is `staged` from now on, whose times and identity are set
+  // here. False if its record is not `seen` any more.
+  absl::StatusOr<bool> EndStaging(InodeId ino, const InodeRecord& seen, InodeRecord staged,
+                          const Staging& staging);
+  // Until it returns true, power loss takes the data back to the backend. Syncs.
+  absl::StatusOr<bool> Harden(InodeId ino);
+  // EBUSY: it is open, or changed. False if it is not here.
+  absl::StatusOr<bool> Evict(InodeId ino);
+
   nlohmann::json Status();
   nlohmann::json ChunkStatus();
   nlohmann::json Describe(InodeId ino);
@@ -328,6 +368,15 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   void EndGhost(InodeId ino);
   void EndOldGhosts();
   absl::Status EraseOrphan(InodeId ino, const InodeRecord& record, bool marked);
+  // Whether nobody has written the file since it was equal to the backend's.
+  static bool IsClean(const InodeRecord& record, const struct stat& st);
+  // After power loss: what was staged in may not have come to the device.
+  absl::Status Unstage(InodeId ino, BackingId backing);
+  // Runs `again` when the backend has brought what `status` says is needed.
+  template <typename T>
+  void FetchFirst(const absl::Status& status, Done<T> done,
+                  absl::AnyInvocable<void(Done<T>)> again);
+  static bool NeedsFetch(const absl::Status& status) { return BackendNeedOf(status).has_value(); }
   void QueueSettle(InodeId ino, OpenInode* inode);
   bool ProbeLocked(InodeId ino);
   void Unpin(InodeId ino, OpenInode* inode, bool writer);
@@ -387,6 +436,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   std::atomic<int64_t> grace_end_{std::numeric_limits<int64_t>::max()};
   Clock* const clock_;
   KernelCache* cache_ = nullptr;
+  Fetcher* fetcher_ = nullptr;
   std::atomic<bool> daemon_io_;
   const bool unsafe_sync_;  // Negative control of the crash tests.
   std::atomic<int> kept_descriptors_{0};
@@ -439,6 +489,9 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::flat_hash_set<BackingId> reserved_ ABSL_GUARDED_BY(reserved_mutex_);
   // Relaxed: a hint, refreshed by the background thread.
   std::atomic<bool> space_is_short_{false};
+
+  // Objects of the backend with several names get one inode.
+  Mutex import_links_mutex_;
 };
 
 }  // namespace cfs

@@ -36,6 +36,7 @@ struct NodeConfig {
   std::string mountpoint;  // Absolute, without symbolic links; "": none.
   std::string log_file;    // Absolute: LogToFile was called for it. Else empty.
   ClusterConfig cluster;
+  std::string backend;     // Absolute, without symbolic links; "": none.
   Feature io_uring = Feature::kAuto;
   Feature passthrough = Feature::kAuto;
   LockMode locks = LockMode::kAuto;

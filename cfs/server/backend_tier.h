@@ -1,0 +1,83 @@
+// The backend of a node: brings names and data from there when they are needed.
+#ifndef CFS_SERVER_BACKEND_TIER_H_
+#define CFS_SERVER_BACKEND_TIER_H_
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "cfs/base/clock.h"
+#include "cfs/base/lru_cache.h"
+#include "cfs/base/mutex.h"
+#include "cfs/base/thread.h"
+#include "cfs/base/unique_fd.h"
+#include "cfs/server/local_file_system.h"
+#include "cfs/tier/io_pool.h"
+
+namespace cfs {
+
+// Guarantees: a directory is imported whole or not at all; what a file has here is
+// what it had on the backend at some moment since it was asked for. Whoever asks for
+// what is on its way waits for the same. What is on the backend is never changed.
+// A backend that does not answer holds up only what needs it.
+// Thread-safe.
+class BackendTier final : public LocalFileSystem::Fetcher {
+ public:
+  // The root of `fs` becomes the directory `path`, or has been it before. `fs` and
+  // `clock` outlive the tier.
+  static absl::StatusOr<std::unique_ptr<BackendTier>> Open(const std::string& path,
+                                                           LocalFileSystem* fs, Clock* clock);
+  // REQUIRES: nobody calls Fetch any more. Waits for what is on its way.
+  ~BackendTier() override;
+
+  void Fetch(const BackendNeed& need, DoneStatus done) override;
+  // Returns when nothing is on its way.
+  void Drain() { pool_->Drain(); }
+  nlohmann::json Status();
+
+ private:
+  using Directory = std::shared_ptr<UniqueFd>;
+  using Key = std::pair<int, InodeId>;
+
+  BackendTier(std::string path, LocalFileSystem* fs, Clock* clock, UniqueFd top);
+
+  absl::Status FetchNow(const BackendNeed& need);
+  absl::Status ImportNow(InodeId dir);
+  absl::Status StageNow(InodeId ino);
+  // One try. False: the object changed meanwhile.
+  absl::StatusOr<bool> StageOnce(InodeId ino);
+  // The directory there. `depth` bounds the way up.
+  absl::StatusOr<Directory> DirectoryOf(InodeId dir, int depth = 0);
+  // Runs `use` with it; a second time where it was another one in the meantime.
+  absl::Status WithDirectory(InodeId dir, absl::FunctionRef<absl::Status(int fd)> use);
+  void RunUpkeep();
+
+  const std::string path_;
+  LocalFileSystem* const fs_;
+  Clock* const clock_;
+  const Directory top_;
+  LruCache<InodeId, Directory> directories_;
+
+  Mutex mutex_;
+  CondVar wake_;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::flat_hash_map<Key, std::vector<DoneStatus>> fetching_ ABSL_GUARDED_BY(mutex_);
+  std::vector<InodeId> soft_ ABSL_GUARDED_BY(mutex_);  // Staged, and not hardened yet.
+  uint64_t imported_directories_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t imported_entries_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t staged_files_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t staged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t failures_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::Status last_failure_ ABSL_GUARDED_BY(mutex_);
+
+  Thread upkeep_;
+  std::unique_ptr<IoPool> pool_;
+};
+
+}  // namespace cfs
+
+#endif  // CFS_SERVER_BACKEND_TIER_H_

@@ -1,0 +1,283 @@
+// What LocalFileSystem has of the backend: see BackendTier.
+#include <dirent.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "cfs/base/error.h"
+#include "cfs/base/log.h"
+#include "cfs/base/status_macros.h"
+#include "cfs/meta/backend_format.h"
+#include "cfs/meta/xattr.h"
+#include "cfs/ring/hash.h"
+#include "cfs/server/local_file_system.h"
+
+namespace cfs {
+namespace {
+
+constexpr size_t kWipedAtOnce = 256;
+
+}  // namespace
+
+void LocalFileSystem::SetFetcher(Fetcher* fetcher) {
+  fetcher_ = fetcher;
+  shard_->SetOverBackend();
+}
+
+absl::StatusOr<InodeRecord> LocalFileSystem::RecordNow(InodeId ino) {
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  return shard_->GetInode(ino);
+}
+
+// ---------------------------------------------------------------------- names
+
+absl::StatusOr<bool> LocalFileSystem::ImportRoot(Imported root) {
+  StripeLocks::Hold hold(&shard_->locks(), {kRootInode});
+  CFS_ASSIGN_OR_RETURN(const InodeRecord present, shard_->GetInode(kRootInode));
+  CFS_ASSIGN_OR_RETURN(const BackendIdentity wanted,
+                       DecodeBackendIdentity(root.record.backend_identity));
+  if (!present.backend_identity.empty()) {
+    CFS_ASSIGN_OR_RETURN(const BackendIdentity known,
+                         DecodeBackendIdentity(present.backend_identity));
+    if (known.stamp.number == wanted.stamp.number) return false;
+    return absl::FailedPreconditionError("the store is in front of another backend");
+  }
+  CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, shard_->GetBucket(kRootInode));
+  if (bucket.entries > 0) {
+    return absl::FailedPreconditionError("the store has files that are not the backend's");
+  }
+  Shard::Update update(shard_.get());
+  root.record.parent = kRootInode;
+  for (const auto& [name, value] : root.xattrs) {
+    AddXattr(kRootInode, name, value, &root.record, &update);
+  }
+  update.PutInode(kRootInode, root.record);
+  update.PutBucket(kRootInode, root.bucket);
+  CFS_RETURN_IF_ERROR(update.Commit());
+  return true;
+}
+
+absl::Status LocalFileSystem::BeginImport(InodeId dir) {
+  for (;;) {
+    std::vector<std::pair<std::string, InodeId>> left;
+    StripeLocks::Hold hold(&shard_->locks(), {dir});
+    CFS_RETURN_IF_ERROR(store_->Scan(
+        Family::kRecords, DentryPrefix(dir), DentryPrefix(dir),
+        [&](absl::string_view key, absl::string_view value) {
+          uint64_t hash;
+          absl::string_view name;
+          const auto dentry = DecodeDentry(value);
+          if (ParseDentryKey(key, &hash, &name) && dentry.ok()) {
+            left.emplace_back(name, dentry->ino);
+          }
+          return left.size() < kWipedAtOnce;
+        }));
+    if (left.empty()) return absl::OkStatus();
+    Shard::Update update(shard_.get());
+    for (const auto& [name, ino] : left) {
+      update.DeleteDentry(dir, name);
+      const auto record = shard_->GetInode(ino);
+      if (absl::IsNotFound(record.status())) continue;
+      CFS_RETURN_IF_ERROR(record.status());
+      // It may have a name elsewhere that somebody has seen.
+      if (!record->IsDirectory() && record->nlink > 1) continue;
+      CFS_RETURN_IF_ERROR(names_->EraseInode(ino, *record, /*marked=*/false, &update));
+    }
+    CFS_RETURN_IF_ERROR(update.Commit());
+  }
+}
+
+absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries) {
+  const bool linked = std::ranges::any_of(entries, [](const Imported& entry) {
+    return !entry.record.IsDirectory() && entry.record.nlink > 1;
+  });
+  const MutexLockMaybe links(linked ? &import_links_mutex_ : nullptr);
+  // Nobody knows the new inodes.
+  StripeLocks::Hold hold(&shard_->locks(), {dir});
+  Shard::Update update(shard_.get());
+  absl::flat_hash_map<uint64_t, InodeId> seen;  // In this batch.
+  for (Imported& entry : entries) {
+    InodeRecord& record = entry.record;
+    const DentryRecord dentry{kNoInode, static_cast<uint8_t>(IFTODT(record.mode))};
+    if (!record.IsDirectory() && record.nlink > 1) {
+      CFS_ASSIGN_OR_RETURN(const BackendIdentity identity,
+                           DecodeBackendIdentity(record.backend_identity));
+      const std::string key = BackendLinkKey(identity.stamp.number);
+      InodeId known = kNoInode;
+      if (const auto it = seen.find(identity.stamp.number); it != seen.end()) {
+        known = it->second;
+      } else if (std::string value; store_->Get(Family::kRecords, key, &value).ok()) {
+        CFS_ASSIGN_OR_RETURN(known, DecodeInodeNumber(value));
+        const auto other = shard_->GetInode(known);
+        if (!other.ok() && !absl::IsNotFound(other.status())) return other.status();
+        // The number may be another object's by now.
+        const auto other_identity = DecodeBackendIdentity(other.ok() ? other->backend_identity : "");
+        if (!other.ok() || other->mode != record.mode || !other_identity.ok() ||
+            !(other_identity->stamp == identity.stamp)) {
+          known = kNoInode;
+        }
+      }
+      if (known != kNoInode) {
+        update.PutDentry(dir, entry.name, {known, dentry.type});
+        continue;
+      }
+      CFS_ASSIGN_OR_RETURN(known, ReserveInode(SlotOf(dir)));
+      seen[identity.stamp.number] = known;
+      update.PutRaw(Family::kRecords, key, EncodeInodeNumber(known));
+      update.PutDentry(dir, entry.name, {known, dentry.type});
+      for (const auto& [name, value] : entry.xattrs) AddXattr(known, name, value, &record, &update);
+      update.PutInode(known, record);
+      continue;
+    }
+    CFS_ASSIGN_OR_RETURN(
+        const InodeId ino,
+        ReserveInode(record.IsDirectory() ? SpreadSlot(dir, entry.name) : SlotOf(dir)));
+    for (const auto& [name, value] : entry.xattrs) AddXattr(ino, name, value, &record, &update);
+    if (record.IsDirectory()) {
+      record.parent = dir;
+      update.PutBucket(ino, entry.bucket);
+    }
+    update.PutInode(ino, record);
+    update.PutDentry(dir, entry.name, {ino, dentry.type});
+  }
+  return update.Commit();
+}
+
+absl::Status LocalFileSystem::EndImport(InodeId dir, const BucketRecord& bucket) {
+  StripeLocks::Hold hold(&shard_->locks(), {dir});
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(dir));
+  record.flags &= ~uint32_t{kNotImported};
+  Shard::Update update(shard_.get());
+  update.PutInode(dir, record);
+  update.PutBucket(dir, bucket);
+  return update.Commit();
+}
+
+// ----------------------------------------------------------------------- data
+
+bool LocalFileSystem::IsClean(const InodeRecord& record, const struct stat& st) {
+  if (record.backend_identity.empty()) return false;
+  const auto identity = DecodeBackendIdentity(record.backend_identity);
+  return identity.ok() && static_cast<uint64_t>(st.st_size) == identity->stamp.size &&
+         st.st_ctim == identity->clean_ctime;
+}
+
+absl::StatusOr<LocalFileSystem::Staging> LocalFileSystem::BeginStaging() {
+  CFS_RETURN_IF_ERROR(RoomToGrow());
+  Staging staging;
+  CFS_ASSIGN_OR_RETURN(staging.fresh, chunks_->TakeFresh());
+  // Made for the first open, which may be far away.
+  DropRegistration(std::exchange(staging.fresh.registration, 0));
+  auto fd = chunks_->OpenFile(staging.fresh.backing, O_WRONLY);
+  if (!fd.ok()) {
+    DropStaging(staging);
+    return fd.status();
+  }
+  staging.fd = *std::move(fd);
+  return staging;
+}
+
+void LocalFileSystem::DropStaging(const Staging& staging) { Discard(staging.fresh); }
+
+absl::StatusOr<bool> LocalFileSystem::EndStaging(InodeId ino, const InodeRecord& seen,
+                                                 InodeRecord staged, const Staging& staging) {
+  const auto end = [&]() -> absl::StatusOr<bool> {
+    CFS_ASSIGN_OR_RETURN(BackendIdentity identity, DecodeBackendIdentity(staged.backend_identity));
+    const timespec times[2] = {staged.atime, staged.mtime};
+    struct stat st;
+    if (futimens(staging.fd.get(), times) != 0 || fstat(staging.fd.get(), &st) != 0) {
+      return ErrnoStatus("stage in");
+    }
+    identity.clean_ctime = st.st_ctim;
+    staged.backend_identity = Encode(identity);
+    staged.layout = Layout::kWhole;
+    staged.home = node_;
+    staged.backing = staging.fresh.backing;
+    staged.blocks = static_cast<uint64_t>(st.st_blocks);
+    staged.attr_epoch = attr_epoch_;
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    CFS_ASSIGN_OR_RETURN(const InodeRecord present, shard_->GetInode(ino));
+    if (Encode(present) != Encode(seen)) return false;
+    Shard::Update update(shard_.get());
+    update.PutInode(ino, staged);
+    update.PutQueue(QueueKind::kStaged, ino, staged.backing);
+    CFS_RETURN_IF_ERROR(update.Commit());
+    return true;
+  };
+  const absl::StatusOr<bool> ended = end();
+  if (!ended.ok() || !*ended) {
+    DropStaging(staging);
+    return ended;
+  }
+  chunks_->Settle(staging.fresh.backing);
+  const bool changed = staged.size != seen.size || !(staged.mtime == seen.mtime);
+  if (changed && cache_ != nullptr) cache_->AttrUnstable(ino);
+  return true;
+}
+
+absl::StatusOr<bool> LocalFileSystem::Harden(InodeId ino) {
+  const absl::StatusOr<InodeRecord> record = RecordNow(ino);
+  if (absl::IsNotFound(record.status())) return true;
+  CFS_RETURN_IF_ERROR(record.status());
+  if (record->layout != Layout::kWhole) return true;
+  const auto fd = chunks_->OpenFile(record->backing, O_RDONLY);
+  if (!fd.ok()) return ErrnoOf(fd.status()) == ENOENT ? absl::StatusOr<bool>(true) : fd.status();
+  if (fsync(fd->get()) != 0) return ErrnoStatus("sync of what was staged in");
+  // Written before the mark goes, or recovery takes the file for one that no record names.
+  const uint64_t settled = chunks_->settled();
+  if (Raw(record->backing) >= settled) return false;
+  CFS_RETURN_IF_ERROR(state_->SetSettled(settled));
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  const absl::StatusOr<InodeRecord> present = shard_->GetInode(ino);
+  if (!present.ok() || present->backing != record->backing) return true;
+  Shard::Update update(shard_.get());
+  update.DeleteQueue(QueueKind::kStaged, ino);
+  CFS_RETURN_IF_ERROR(update.Commit());
+  return true;
+}
+
+absl::StatusOr<bool> LocalFileSystem::Evict(InodeId ino) {
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(ino));
+  if (!record.IsRegular() || record.layout != Layout::kWhole || record.home != node_) return false;
+  if (open_.Find(ino) != nullptr) return PosixError(EBUSY, "it is open");
+  struct stat st;
+  CFS_RETURN_IF_ERROR(chunks_->Stat(record.backing, &st));
+  if (!IsClean(record, st)) return PosixError(EBUSY, "it is not on the backend as it is here");
+  if (record.atime < st.st_atim) record.atime = st.st_atim;
+  const BackingId backing = std::exchange(record.backing, kNoBacking);
+  record.layout = Layout::kBackend;
+  record.home = NodeId{0};
+  Shard::Update update(shard_.get());
+  update.PutInode(ino, record);
+  update.DeleteQueue(QueueKind::kStaged, ino);
+  update.PutDoomed(backing);
+  // The next open is of another file.
+  if (cache_ != nullptr) cache_->BackingGone(ino);
+  CFS_RETURN_IF_ERROR(update.Commit());
+  MutexLock lock(&background_mutex_);
+  doomed_.push_back(backing);
+  return true;
+}
+
+absl::Status LocalFileSystem::Unstage(InodeId ino, BackingId backing) {
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  Shard::Update update(shard_.get());
+  update.DeleteQueue(QueueKind::kStaged, ino);
+  const absl::StatusOr<InodeRecord> record = shard_->GetInode(ino);
+  if (!record.ok() && !absl::IsNotFound(record.status())) return record.status();
+  if (record.ok() && record->layout == Layout::kWhole && record->backing == backing) {
+    InodeRecord away = *record;
+    away.layout = Layout::kBackend;
+    away.home = NodeId{0};
+    away.backing = kNoBacking;
+    update.PutInode(ino, away);
+    update.PutDoomed(backing);
+  }
+  return update.Commit();
+}
+
+}  // namespace cfs

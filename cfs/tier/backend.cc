@@ -1,0 +1,163 @@
+#include "cfs/tier/backend.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "cfs/base/error.h"
+#include "cfs/base/limits.h"
+#include "cfs/base/status_macros.h"
+
+namespace cfs {
+namespace {
+
+constexpr size_t kCopyBytes = 1 << 20;
+
+bool IsOfUse(absl::string_view xattr) {
+  return absl::StartsWith(xattr, "user.") || absl::StartsWith(xattr, "security.") ||
+         absl::StartsWith(xattr, "system.posix_acl_");
+}
+
+// Those of what the path leads to, which may be a symbolic link itself.
+absl::Status ReadXattrs(const std::string& path, BackendObject* object) {
+  std::string names, value;
+  // They may change between the two calls.
+  for (;;) {
+    const ssize_t size = llistxattr(path.c_str(), nullptr, 0);
+    if (size == 0 || (size < 0 && (errno == EOPNOTSUPP || errno == ENOSYS))) {
+      return absl::OkStatus();
+    }
+    if (size < 0) return PosixError(errno);
+    names.resize(static_cast<size_t>(size));
+    const ssize_t got = llistxattr(path.c_str(), names.data(), names.size());
+    if (got < 0 && errno == ERANGE) continue;
+    if (got < 0) return PosixError(errno);
+    names.resize(static_cast<size_t>(got));
+    break;
+  }
+  for (const absl::string_view name : absl::StrSplit(names, '\0', absl::SkipEmpty())) {
+    if (!IsOfUse(name)) continue;
+    value.resize(kXattrValueBytesMax);
+    const std::string text(name);
+    const ssize_t got = lgetxattr(path.c_str(), text.c_str(), value.data(), value.size());
+    // What only some may see, and what has just gone.
+    if (got < 0 && (errno == ENODATA || errno == EPERM || errno == EACCES || errno == EOPNOTSUPP)) {
+      continue;
+    }
+    if (got < 0) return PosixError(errno);
+    object->xattrs.emplace_back(text, value.substr(0, static_cast<size_t>(got)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CopyPiece(int from, int to, off_t begin, off_t end, char* buffer, uint64_t* copied) {
+  while (begin < end) {
+    const size_t want = std::min<size_t>(kCopyBytes, static_cast<size_t>(end - begin));
+    const ssize_t got = pread(from, buffer, want, begin);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return PosixError(errno);
+    if (got == 0) return absl::OkStatus();  // Shorter by now; its stamp will say so.
+    for (ssize_t done = 0; done < got;) {
+      const ssize_t put = pwrite(to, buffer + done, static_cast<size_t>(got - done), begin + done);
+      if (put < 0 && errno == EINTR) continue;
+      if (put < 0) return PosixError(errno);
+      done += put;
+    }
+    begin += got;
+    *copied += static_cast<uint64_t>(got);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<UniqueFd> OpenBackendTop(const std::string& path) {
+  UniqueFd fd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) return ErrnoStatus(absl::StrCat("backend ", path));
+  return fd;
+}
+
+absl::StatusOr<UniqueFd> OpenBackendDirectory(int dir, const std::string& name) {
+  UniqueFd fd(openat(dir, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd.valid()) return PosixError(errno);
+  return fd;
+}
+
+absl::StatusOr<UniqueFd> OpenBackendFile(int dir, const std::string& name, int flags) {
+  // Should it be a FIFO by now, nobody waits for its other end.
+  UniqueFd fd(openat(dir, name.c_str(), flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY));
+  if (!fd.valid()) return PosixError(errno);
+  return fd;
+}
+
+absl::StatusOr<struct statx> StatBackend(int dir, const std::string& name) {
+  struct statx st {};
+  const int flags = AT_SYMLINK_NOFOLLOW | (name.empty() ? AT_EMPTY_PATH : 0);
+  if (statx(dir, name.c_str(), flags, STATX_BASIC_STATS | STATX_BTIME, &st) != 0) {
+    return PosixError(errno);
+  }
+  return st;
+}
+
+absl::StatusOr<BackendObject> ReadBackendObject(int dir, const std::string& name) {
+  BackendObject object;
+  CFS_ASSIGN_OR_RETURN(object.st, StatBackend(dir, name));
+  if (S_ISLNK(object.st.stx_mode)) {
+    char target[kSymlinkBytesMax + 1];
+    const ssize_t size = readlinkat(dir, name.c_str(), target, sizeof(target));
+    if (size < 0) return PosixError(errno);
+    object.target.assign(target, static_cast<size_t>(size));
+  }
+  CFS_RETURN_IF_ERROR(ReadXattrs(
+      absl::StrCat("/proc/self/fd/", dir, name.empty() ? "/." : "/", name), &object));
+  return object;
+}
+
+absl::Status ListBackendDirectory(int dir, absl::FunctionRef<bool(const char* name)> visit) {
+  // A description of its own: the position of `dir` is shared.
+  UniqueFd fd(openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) return PosixError(errno);
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(fd.get()), closedir);
+  if (stream == nullptr) return PosixError(errno);
+  fd.release();
+  for (;;) {
+    errno = 0;
+    const dirent* const entry = readdir(stream.get());
+    if (entry == nullptr) return errno == 0 ? absl::OkStatus() : PosixError(errno);
+    if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+    if (!visit(entry->d_name)) return absl::OkStatus();
+  }
+}
+
+absl::StatusOr<uint64_t> CopyContents(int from, int to) {
+  struct stat st {};
+  if (fstat(from, &st) != 0) return PosixError(errno);
+  // Before, or XFS gives space behind what is written, where a hole is to be.
+  if (ftruncate(to, st.st_size) != 0) return PosixError(errno);
+  const std::unique_ptr<char[]> buffer(new char[kCopyBytes]);
+  uint64_t copied = 0;
+  off_t at = 0;
+  while (at < st.st_size) {
+    off_t data = lseek(from, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;  // A hole up to the end.
+    off_t hole = data < 0 ? -1 : lseek(from, data, SEEK_HOLE);
+    if (data < 0 || hole < 0) {  // It cannot say.
+      data = at;
+      hole = st.st_size;
+    }
+    CFS_RETURN_IF_ERROR(CopyPiece(from, to, data, hole, buffer.get(), &copied));
+    at = hole;
+  }
+  return copied;
+}
+
+}  // namespace cfs

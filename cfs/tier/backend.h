@@ -1,0 +1,50 @@
+// What cfs does with the slower file system behind it: always relative to a
+// descriptor of a directory there, and never through a symbolic link.
+//
+// Thread-safe. Any of it may wait for as long as that file system does.
+// Errors: its errno.
+#ifndef CFS_TIER_BACKEND_H_
+#define CFS_TIER_BACKEND_H_
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "cfs/base/unique_fd.h"
+
+namespace cfs {
+
+// All that an object has but its data.
+struct BackendObject {
+  struct statx st {};
+  std::string target;  // Of a symbolic link.
+  // user.* and security.*, and POSIX ACLs; what else there is, is of no use elsewhere.
+  std::vector<std::pair<std::string, std::string>> xattrs;
+};
+
+absl::StatusOr<UniqueFd> OpenBackendTop(const std::string& path);
+// `name` in `dir`: a directory, or with O_NONBLOCK any file. ELOOP for a symbolic link.
+absl::StatusOr<UniqueFd> OpenBackendDirectory(int dir, const std::string& name);
+absl::StatusOr<UniqueFd> OpenBackendFile(int dir, const std::string& name, int flags);
+
+// Size, times, number and so on; of `dir` itself if `name` is empty.
+absl::StatusOr<struct statx> StatBackend(int dir, const std::string& name);
+absl::StatusOr<BackendObject> ReadBackendObject(int dir, const std::string& name);
+
+// Each name in the directory but "." and "..", in no order, until `visit` returns false.
+absl::Status ListBackendDirectory(int dir, absl::FunctionRef<bool(const char* name)> visit);
+
+// Copies what is in one file to another that is empty; holes stay holes. How many bytes
+// were no hole.
+absl::StatusOr<uint64_t> CopyContents(int from, int to);
+
+}  // namespace cfs
+
+#endif  // CFS_TIER_BACKEND_H_
