@@ -1,5 +1,6 @@
 #include "cfs/node.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -17,12 +18,14 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "cfs/base/clock.h"
 #include "cfs/base/error.h"
 #include "cfs/base/log.h"
 #include "cfs/base/mutex.h"
 #include "cfs/base/status_macros.h"
 #include "cfs/base/thread_name.h"
+#include "cfs/base/unique_fd.h"
 #include "cfs/fuse/mount.h"
 #include "cfs/server/backend_tier.h"
 #include "cfs/server/cluster_part.h"
@@ -30,10 +33,14 @@
 #include "cfs/server/control.h"
 #include "cfs/server/local_file_system.h"
 #include "cfs/server/membership.h"
+#include "cfs/server/small_file.h"
 #include "nlohmann/json.hpp"
 
 namespace cfs {
 namespace {
+
+// In the store: the path of the backend that it is in front of.
+constexpr char kBackendFile[] = "backend";
 
 sigset_t EndSignals() {
   sigset_t signals;
@@ -149,6 +156,14 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
   // Sent when somebody opens a file for writing during the lease probe.
   signal(SIGIO, SIG_IGN);
 
+  // Before the store becomes a node of a cluster.
+  const UniqueFd store_fd(open(store.path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const std::string behind = ReadSmallFile(store_fd.get(), kBackendFile);
+  if (!behind.empty() && config.backend.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("store ", store.path(), " is in front of a backend; say which: --backend ",
+                     absl::StripSuffix(behind, "\n")));
+  }
   const auto started = std::chrono::steady_clock::now();
   RealClock clock;
   Ending ending;
@@ -183,10 +198,8 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
       return absl::InvalidArgumentError("a node of a cluster can have no --backend yet");
     }
     CFS_ASSIGN_OR_RETURN(tier, BackendTier::Open(config.backend, fs.get(), &clock));
-  } else if (const auto root = fs->RecordNow(kRootInode);
-             root.ok() && !root->backend_identity.empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("store ", store.path(), " is in front of a backend; say which: --backend DIR"));
+    const int error = WriteAtomically(store_fd.get(), kBackendFile, config.backend + "\n");
+    if (error != 0) return ErrnoStatus(error, absl::StrCat(store.path(), "/", kBackendFile));
   }
   FileSystem* shown = fs.get();
   if (membership != nullptr) {
@@ -209,7 +222,10 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     fs->Start([](int) { return 0; });
   } else {
     NodeConfig mounted = config;
-    if (tier != nullptr) mounted.fuse_options.push_back("ro");
+    if (tier != nullptr) {
+      CFS_ASSIGN_OR_RETURN(const std::vector<std::string> options, tier->MountOptions());
+      mounted.fuse_options.insert(mounted.fuse_options.end(), options.begin(), options.end());
+    }
     mount.emplace(mounted, shown);
     fs->SetKernelCache(&*mount);
     CFS_RETURN_IF_ERROR(mount->Start());

@@ -53,7 +53,9 @@ inline constexpr size_t kFsckPathNamesMax = 4096;
 
 // Threads.
 inline constexpr int kIoThreads = 16;
+// Those that copy files from the backend, and those that list directories there.
 inline constexpr int kBackendThreads = 16;
+inline constexpr int kBackendNameThreads = 4;
 inline constexpr int kFuseThreadsMin = 3;
 inline constexpr int kFuseThreadsMax = 16;
 

@@ -131,6 +131,9 @@ absl::Status ResolveBackend(NodeConfig* config, bool readonly) {
     if (readonly) return absl::InvalidArgumentError("--backend-mode is of a --backend");
     return absl::OkStatus();
   }
+  if (!config->cluster.listen.empty() || !config->cluster.join.empty()) {
+    return absl::InvalidArgumentError("a node of a cluster can have no --backend yet");
+  }
   if (!readonly) {
     return absl::InvalidArgumentError(
         "cfs does not write to a backend yet; --backend-mode readonly reads from it");

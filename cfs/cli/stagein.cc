@@ -80,11 +80,11 @@ absl::Status StageIn(const Options& options, std::vector<std::string> paths) {
     if (!status.ok()) fail(status);
   }
 
-  // An open returns when the data is here.
+  // An open returns when the data is here. Others are to get copies meanwhile, too.
   std::atomic<size_t> next{0}, over{0};
   std::atomic<uint64_t> done_files{0}, done_bytes{0};
   std::vector<std::thread> threads;
-  for (size_t i = 0; i < std::min<size_t>(kBackendThreads, files.size()); ++i) {
+  for (size_t i = 0; i < std::min<size_t>(kBackendThreads / 2, files.size()); ++i) {
     threads.emplace_back([&] {
       for (size_t at; (at = next.fetch_add(1)) < files.size();) {
         const File& file = files[at];

@@ -12,6 +12,7 @@ absl::Status WalkTree(
     absl::FunctionRef<void(const std::string& path, const struct stat& st)> file) {
   struct stat st {};
   if (lstat(path.c_str(), &st) != 0) return ErrnoStatus(path);
+  const dev_t device = st.st_dev;
   if (S_ISREG(st.st_mode)) file(path, st);
   if (!S_ISDIR(st.st_mode) || !enter(st)) return absl::OkStatus();
   namespace fs = std::filesystem;
@@ -23,8 +24,9 @@ absl::Status WalkTree(
       if (errno == ENOENT) continue;  // Removed meanwhile.
       return ErrnoStatus(at);
     }
-    if (S_ISREG(st.st_mode)) file(at, st);
-    if (S_ISDIR(st.st_mode) && !enter(st)) it.disable_recursion_pending();
+    const bool here = st.st_dev == device;
+    if (S_ISREG(st.st_mode) && here) file(at, st);
+    if (S_ISDIR(st.st_mode) && (!here || !enter(st))) it.disable_recursion_pending();
   }
   if (error) return ErrnoStatus(error.value(), absl::StrCat("below ", path));
   return absl::OkStatus();

@@ -11,8 +11,8 @@
 
 namespace cfs {
 
-// Calls `file` for each regular file at or below `path`, where no symbolic link is
-// followed; `enter` says whether to look into a directory. The first error ends it.
+// Calls `file` for each regular file at or below `path` and in the same mount, where no
+// symbolic link is followed; `enter` says whether to look into a directory. The first error ends it.
 absl::Status WalkTree(const std::string& path,
                       absl::FunctionRef<bool(const struct stat& st)> enter,
                       absl::FunctionRef<void(const std::string& path, const struct stat& st)> file);

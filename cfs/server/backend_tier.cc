@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 
 #include <algorithm>
@@ -29,13 +30,13 @@ namespace {
 constexpr char kOwnName[] = ".cfs";
 constexpr size_t kImportBatch = 256;
 constexpr size_t kDirectoriesKept = 256;
-constexpr int kDepthMax = 4096;  // Of a path of 16 KiB.
+constexpr size_t kDepthMax = 4096;  // Of a path of 16 KiB.
 constexpr int kTriesMax = 6;
 constexpr auto kFirstPause = std::chrono::milliseconds(20);
 // A change within one tick of the clock that stamps it may have the stamp of the one
-// before: what was changed just now is given the time to get another.
-constexpr int64_t kTickNanoseconds = 50'000'000;
-constexpr auto kTick = std::chrono::nanoseconds(kTickNanoseconds);
+// before: what seems to have been changed lately is looked at again after that time.
+constexpr auto kTick = std::chrono::milliseconds(50);
+constexpr time_t kLately = 60;
 
 timespec TimeOf(const statx_timestamp& time) {
   return {static_cast<time_t>(time.tv_sec), static_cast<long>(time.tv_nsec)};
@@ -59,6 +60,15 @@ void FillRecord(const struct statx& st, InodeRecord* record) {
   record->ctime = TimeOf(st.stx_ctime);
 }
 
+uint32_t AclFlags(const Xattrs& xattrs) {
+  uint32_t flags = 0;
+  for (const auto& [name, value] : xattrs) {
+    if (name == kAccessAclXattr) flags |= kHasAccessAcl;
+    if (name == kDefaultAclXattr) flags |= kHasDefaultAcl;
+  }
+  return flags;
+}
+
 LocalFileSystem::Imported ToImported(InodeId dir, std::string name, BackendObject object) {
   LocalFileSystem::Imported entry;
   const struct statx& st = object.st;
@@ -75,14 +85,11 @@ LocalFileSystem::Imported ToImported(InodeId dir, std::string name, BackendObjec
     entry.bucket = {0, st.stx_nlink > 2 ? st.stx_nlink - 2 : 0, record.mtime, record.ctime};
   }
   record.target = std::move(object.target);
-  record.backend_identity = Encode(BackendIdentity{dir, name, StampOf(st), {}});
-  for (auto& [xattr, value] : object.xattrs) {
-    if (xattr == kAccessAclXattr) record.flags |= kHasAccessAcl;
-    if (xattr == kDefaultAclXattr) record.flags |= kHasDefaultAcl;
-    // A name's bytes; what does not fit is of no use to anybody.
-    if (record.xattr_list_bytes + xattr.size() + 1 > kXattrListBytesMax) continue;
-    entry.xattrs.emplace_back(std::move(xattr), std::move(value));
-  }
+  BackendIdentity identity{dir, name, StampOf(st), {}};
+  if (record.IsDirectory() && (st.stx_mask & STATX_BTIME)) identity.clean_ctime = record.btime;
+  record.backend_identity = Encode(identity);
+  record.flags |= AclFlags(object.xattrs);
+  entry.xattrs = std::move(object.xattrs);
   entry.name = std::move(name);
   return entry;
 }
@@ -96,7 +103,8 @@ BackendTier::BackendTier(std::string path, LocalFileSystem* fs, Clock* clock, Un
       top_(std::make_shared<UniqueFd>(std::move(top))),
       directories_(kDirectoriesKept),
       upkeep_([this] { RunUpkeep(); }),
-      pool_(std::make_unique<IoPool>(kBackendThreads)) {}
+      pool_(std::make_unique<IoPool>(kBackendThreads)),
+      names_pool_(std::make_unique<IoPool>(kBackendNameThreads)) {}
 
 absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const std::string& path,
                                                                LocalFileSystem* fs,
@@ -116,13 +124,43 @@ absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const std::string
 }
 
 BackendTier::~BackendTier() {
+  Drain();
   pool_.reset();
+  names_pool_.reset();
   {
     MutexLock lock(&mutex_);
     stopping_ = true;
     wake_.SignalAll();
   }
   upkeep_.join();
+}
+
+void BackendTier::Drain() {
+  {
+    MutexLock lock(&mutex_);
+    ending_.store(true, std::memory_order_relaxed);
+    wake_.SignalAll();
+  }
+  // What one has brought may need the other; names need nothing else.
+  pool_->Drain();
+  names_pool_->Drain();
+  pool_->Drain();
+}
+
+absl::StatusOr<std::vector<std::string>> BackendTier::MountOptions() const {
+  struct statvfs st {};
+  if (fstatvfs(top_->get(), &st) != 0) return ErrnoStatus(absl::StrCat("backend ", path_));
+  std::vector<std::string> options = {"ro"};
+  if (st.f_flag & ST_NOSUID) options.push_back("nosuid");
+  if (st.f_flag & ST_NODEV) options.push_back("nodev");
+  if (st.f_flag & ST_NOEXEC) options.push_back("noexec");
+  return options;
+}
+
+bool BackendTier::Pause(std::chrono::nanoseconds duration) {
+  MutexLock lock(&mutex_);
+  if (!ending_.load(std::memory_order_relaxed)) wake_.WaitFor(&mutex_, duration);
+  return !ending_.load(std::memory_order_relaxed);
 }
 
 void BackendTier::Fetch(const BackendNeed& need, DoneStatus done) {
@@ -133,7 +171,7 @@ void BackendTier::Fetch(const BackendNeed& need, DoneStatus done) {
     waiting.push_back(std::move(done));
     if (waiting.size() > 1) return;
   }
-  pool_->Run([this, need, key] {
+  PoolOf(need)->Run([this, need, key] {
     const absl::Status status = FetchNow(need);
     std::vector<DoneStatus> waiting;
     {
@@ -151,30 +189,47 @@ void BackendTier::Fetch(const BackendNeed& need, DoneStatus done) {
 }
 
 absl::Status BackendTier::FetchNow(const BackendNeed& need) {
-  const absl::Status status =
-      need.kind == BackendNeed::kNames ? ImportNow(need.ino) : StageNow(need.ino);
+  if (ending_.load(std::memory_order_relaxed)) return PosixError(EINTR);
+  const bool names = need.kind == BackendNeed::kNames;
+  const absl::Status status = names ? ImportNow(need.ino) : StageNow(need.ino);
   if (status.ok()) return status;
-  LogWarn(need.kind == BackendNeed::kNames ? "directory" : "file",
-          " cannot be had from the backend ino=", Raw(need.ino), " error=", status.ToString());
-  // To readdir(3), ENOENT would be the end of an empty directory.
-  const int error = ErrnoOf(status);
-  return PosixError(need.kind == BackendNeed::kNames && error == ENOENT ? ESTALE : error);
+  failure_lines_.Log(LogLevel::kWarn,
+                     absl::StrCat(names ? "directory" : "file", " cannot be had from the backend ino=",
+                                  Raw(need.ino), " error=", status.ToString()));
+  int error = ErrnoOf(status);
+  // It is no directory, or no file, any more.
+  if (error == ELOOP || error == ENOTDIR || (error == ENXIO && !names)) error = ESTALE;
+  // To readdir(3), and to who looks a name up, ENOENT would say that there is none.
+  if (names && absl::IsNotFound(PosixError(error))) error = error == ENOENT ? ESTALE : EIO;
+  return PosixError(error);
 }
 
 // ------------------------------------------------------------------ directories
 
-absl::StatusOr<BackendTier::Directory> BackendTier::DirectoryOf(InodeId dir, int depth) {
-  if (depth > kDepthMax) return PosixError(ELOOP);
-  if (dir == kRootInode) return top_;
-  if (auto known = directories_.Get(dir)) return *std::move(known);
-  CFS_ASSIGN_OR_RETURN(const InodeRecord record, fs_->RecordNow(dir));
-  CFS_ASSIGN_OR_RETURN(const BackendIdentity identity,
-                       DecodeBackendIdentity(record.backend_identity));
-  CFS_ASSIGN_OR_RETURN(const Directory parent, DirectoryOf(identity.dir, depth + 1));
-  CFS_ASSIGN_OR_RETURN(UniqueFd fd, OpenBackendDirectory(parent->get(), identity.name));
-  Directory opened = std::make_shared<UniqueFd>(std::move(fd));
-  directories_.Put(dir, opened);
-  return opened;
+absl::StatusOr<BackendTier::Directory> BackendTier::DirectoryOf(InodeId dir) {
+  // Up to one that is open, and down again.
+  std::vector<std::pair<InodeId, std::string>> way;
+  Directory at;
+  for (InodeId up = dir; at == nullptr;) {
+    if (way.size() > kDepthMax) return PosixError(ELOOP);
+    if (up == kRootInode) {
+      at = top_;
+    } else if (auto known = directories_.Get(up)) {
+      at = *std::move(known);
+    } else {
+      CFS_ASSIGN_OR_RETURN(const InodeRecord record, fs_->RecordNow(up));
+      CFS_ASSIGN_OR_RETURN(BackendIdentity identity,
+                           DecodeBackendIdentity(record.backend_identity));
+      way.emplace_back(up, std::move(identity.name));
+      up = identity.dir;
+    }
+  }
+  for (; !way.empty(); way.pop_back()) {
+    CFS_ASSIGN_OR_RETURN(UniqueFd fd, OpenBackendDirectory(at->get(), way.back().second));
+    at = std::make_shared<UniqueFd>(std::move(fd));
+    directories_.Put(way.back().first, at);
+  }
+  return at;
 }
 
 absl::Status BackendTier::WithDirectory(InodeId dir,
@@ -201,25 +256,26 @@ absl::Status BackendTier::ImportNow(InodeId dir) {
     absl::Status status;
     CFS_RETURN_IF_ERROR(ListBackendDirectory(fd, [&](const char* name) {
       if (dir == kRootInode && absl::string_view(name) == kOwnName) return true;
+      if (ending_.load(std::memory_order_relaxed)) status = PosixError(EINTR);
       absl::StatusOr<BackendObject> object = ReadBackendObject(fd, name);
+      // Another one by now than when it was looked at first.
+      if (ErrnoOf(object.status()) == EINVAL) object = ReadBackendObject(fd, name);
       if (ErrnoOf(object.status()) == ENOENT) return true;  // Gone since it was listed.
       if (!object.ok()) {
-        status = absl::Status(object.status());
-        LogWarn("object on the backend cannot be looked at name=", absl::CHexEscape(name),
-                " error=", status.ToString());
+        status = PosixError(ErrnoOf(object.status()),
+                            absl::StrCat("look at ", absl::CHexEscape(name)));
         return false;
       }
+      newest_stamp_.store(SteadyClock::now());
       batch.push_back(ToImported(dir, name, *std::move(object)));
-      ++bucket.entries;
-      if (batch.back().record.IsDirectory()) ++bucket.subdirs;
       if (batch.size() == kImportBatch) {
-        status = fs_->Import(dir, std::move(batch));
+        status.Update(fs_->Import(dir, std::move(batch), &bucket));
         batch.clear();
       }
       return status.ok();
     }));
     CFS_RETURN_IF_ERROR(status);
-    if (!batch.empty()) CFS_RETURN_IF_ERROR(fs_->Import(dir, std::move(batch)));
+    if (!batch.empty()) CFS_RETURN_IF_ERROR(fs_->Import(dir, std::move(batch), &bucket));
     CFS_RETURN_IF_ERROR(fs_->EndImport(dir, bucket));
     MutexLock lock(&mutex_);
     ++imported_directories_;
@@ -235,60 +291,90 @@ absl::StatusOr<bool> BackendTier::StageOnce(InodeId ino) {
   if (seen.layout != Layout::kBackend) return true;
   CFS_ASSIGN_OR_RETURN(BackendIdentity identity, DecodeBackendIdentity(seen.backend_identity));
   UniqueFd file;
-  CFS_RETURN_IF_ERROR(WithDirectory(identity.dir, [&](int fd) -> absl::Status {
+  const absl::Status opened = WithDirectory(identity.dir, [&](int fd) -> absl::Status {
     CFS_ASSIGN_OR_RETURN(file, OpenBackendFile(fd, identity.name, O_RDONLY));
     return absl::OkStatus();
-  }));
-  CFS_ASSIGN_OR_RETURN(const struct statx st, StatBackend(file.get(), ""));
+  });
+  if (ErrnoOf(opened) == EAGAIN) return false;  // Somebody has a lease on it.
+  CFS_RETURN_IF_ERROR(opened);
+  CFS_ASSIGN_OR_RETURN(const struct statx st, StatBackend(file.get(), "", /*now=*/true));
   if (!S_ISREG(st.stx_mode)) return PosixError(ESTALE, "it is no regular file any more");
-  const timespec now = clock_->Now();
-  const timespec changed = TimeOf(st.stx_ctime);
-  const int64_t age = (now.tv_sec - changed.tv_sec) * 1'000'000'000 + now.tv_nsec - changed.tv_nsec;
-  if (age >= 0 && age < kTickNanoseconds) return false;
+  const BackendStamp stamp = StampOf(st);
+  const bool changed = !(identity.stamp == stamp);
+  // Who has recorded it has looked before.
+  const bool looked = !changed && SteadyClock::now() - kTick > newest_stamp_.load();
+  if (!looked && clock_->Now().tv_sec - stamp.ctime.tv_sec < kLately) {
+    if (!Pause(kTick)) return PosixError(EINTR);
+    CFS_ASSIGN_OR_RETURN(const struct statx again, StatBackend(file.get(), "", /*now=*/true));
+    if (!(StampOf(again) == stamp)) return false;
+  }
 
   CFS_ASSIGN_OR_RETURN(const LocalFileSystem::Staging staging, fs_->BeginStaging());
-  const absl::StatusOr<uint64_t> copied = CopyContents(file.get(), staging.fd.get());
-  const absl::StatusOr<struct statx> after = StatBackend(file.get(), "");
-  const bool same = copied.ok() && after.ok() && StampOf(*after) == StampOf(st);
-  if (!same) {
+  const absl::StatusOr<uint64_t> copied = CopyContents(file.get(), staging.fd.get(), ending_);
+  const absl::StatusOr<struct statx> after = StatBackend(file.get(), "", /*now=*/true);
+  InodeRecord staged = seen;
+  absl::StatusOr<Xattrs> xattrs;
+  if (changed) {
+    newest_stamp_.store(SteadyClock::now());
+    FillRecord(st, &staged);
+    staged.atime = seen.atime;
+    identity.stamp = stamp;
+    xattrs = ReadBackendXattrs(file.get());
+    if (xattrs.ok()) {
+      staged.flags = (seen.flags & ~(kHasAccessAcl | kHasDefaultAcl)) | AclFlags(*xattrs);
+    }
+  }
+  if (!copied.ok() || !after.ok() || !(StampOf(*after) == stamp) || (changed && !xattrs.ok())) {
     fs_->DropStaging(staging);
+    if (ErrnoOf(copied.status()) == EAGAIN) return false;
     CFS_RETURN_IF_ERROR(copied.status());
     CFS_RETURN_IF_ERROR(after.status());
+    if (changed) CFS_RETURN_IF_ERROR(xattrs.status());
     return false;
   }
-  InodeRecord staged = seen;
-  if (!(identity.stamp == StampOf(st))) {
-    const timespec atime = staged.atime;
-    FillRecord(st, &staged);
-    staged.atime = atime;
-    identity.stamp = StampOf(st);
-  }
   staged.backend_identity = Encode(identity);
-  CFS_ASSIGN_OR_RETURN(const bool ended, fs_->EndStaging(ino, seen, std::move(staged), staging));
+  const bool others_may = changed && (staged.mode != seen.mode || staged.uid != seen.uid ||
+                                      staged.gid != seen.gid || seen.flags != 0 ||
+                                      staged.flags != 0);
+  CFS_ASSIGN_OR_RETURN(const bool ended,
+                       fs_->EndStaging(ino, seen, std::move(staged), changed ? &*xattrs : nullptr,
+                                       staging));
   if (!ended) return false;
-  MutexLock lock(&mutex_);
-  ++staged_files_;
-  staged_bytes_ += *copied;
-  soft_.push_back(ino);
+  {
+    MutexLock lock(&mutex_);
+    ++staged_files_;
+    staged_bytes_ += *copied;
+    soft_.push_back(ino);
+  }
+  // The kernel has let them open what it was before. At this it looks again.
+  if (others_may) return PosixError(ESTALE, "its permissions have changed");
   return true;
 }
 
 absl::Status BackendTier::StageNow(InodeId ino) {
-  auto pause = kFirstPause;
+  std::chrono::nanoseconds pause = kFirstPause;
   for (int i = 0; i < kTriesMax; ++i, pause *= 2) {
     CFS_ASSIGN_OR_RETURN(const bool done, StageOnce(ino));
     if (done) return absl::OkStatus();
-    MutexLock lock(&mutex_);
-    wake_.WaitFor(&mutex_, std::max<std::chrono::nanoseconds>(pause, kTick));
+    if (!Pause(pause)) return PosixError(EINTR);
   }
   return PosixError(EBUSY, "it changes on the backend all the time");
+}
+
+void BackendTier::DropUnsound(std::vector<InodeId>* unsound) {
+  std::erase_if(*unsound, [this](InodeId ino) {
+    const absl::StatusOr<bool> gone = fs_->Evict(ino);
+    return gone.ok() || ErrnoOf(gone.status()) != EBUSY;
+  });
 }
 
 // Files that were staged in come to the device some time after, one by one.
 void BackendTier::RunUpkeep() {
   NameThread("cfs-backend");
   constexpr auto kSecond = std::chrono::seconds(1);
+  std::vector<InodeId> unsound;
   for (;;) {
+    DropUnsound(&unsound);
     std::vector<InodeId> soft;
     {
       MutexLock lock(&mutex_);
@@ -299,12 +385,14 @@ void BackendTier::RunUpkeep() {
     for (const InodeId ino : soft) {
       const absl::StatusOr<bool> hard = fs_->Harden(ino);
       if (!hard.ok()) {
-        LogWarn("what was staged in is not on the device ino=", Raw(ino),
-                " error=", hard.status().ToString());
+        // Asked again, the device would say that all is well.
+        LogError("what was staged in cannot be written to the device, and is dropped ino=",
+                 Raw(ino), " error=", hard.status().ToString());
+        unsound.push_back(ino);
       }
       MutexLock lock(&mutex_);
       if (stopping_) return;
-      if (!hard.ok() || !*hard) soft_.push_back(ino);
+      if (hard.ok() && !*hard) soft_.push_back(ino);
     }
   }
 }

@@ -2,6 +2,8 @@
 #ifndef CFS_SERVER_BACKEND_TIER_H_
 #define CFS_SERVER_BACKEND_TIER_H_
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
@@ -11,8 +13,10 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "cfs/base/clock.h"
+#include "cfs/base/line_limit.h"
 #include "cfs/base/lru_cache.h"
 #include "cfs/base/mutex.h"
+#include "cfs/base/steady_clock.h"
 #include "cfs/base/thread.h"
 #include "cfs/base/unique_fd.h"
 #include "cfs/server/local_file_system.h"
@@ -35,8 +39,10 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   ~BackendTier() override;
 
   void Fetch(const BackendNeed& need, DoneStatus done) override;
-  // Returns when nothing is on its way.
-  void Drain() { pool_->Drain(); }
+  // Ends what is on its way, with EINTR; returns when every completion has run.
+  void Drain();
+  // What the mount needs, that nobody may do more than on the backend.
+  absl::StatusOr<std::vector<std::string>> MountOptions() const;
   nlohmann::json Status();
 
  private:
@@ -45,22 +51,34 @@ class BackendTier final : public LocalFileSystem::Fetcher {
 
   BackendTier(std::string path, LocalFileSystem* fs, Clock* clock, UniqueFd top);
 
+  IoPool* PoolOf(const BackendNeed& need) {
+    return need.kind == BackendNeed::kNames ? names_pool_.get() : pool_.get();
+  }
+  // False if it all ends.
+  bool Pause(std::chrono::nanoseconds duration);
   absl::Status FetchNow(const BackendNeed& need);
   absl::Status ImportNow(InodeId dir);
   absl::Status StageNow(InodeId ino);
   // One try. False: the object changed meanwhile.
   absl::StatusOr<bool> StageOnce(InodeId ino);
-  // The directory there. `depth` bounds the way up.
-  absl::StatusOr<Directory> DirectoryOf(InodeId dir, int depth = 0);
+  // The directory there.
+  absl::StatusOr<Directory> DirectoryOf(InodeId dir);
   // Runs `use` with it; a second time where it was another one in the meantime.
   absl::Status WithDirectory(InodeId dir, absl::FunctionRef<absl::Status(int fd)> use);
   void RunUpkeep();
+  // What could not be written to the device is dropped, as soon as nobody reads it.
+  void DropUnsound(std::vector<InodeId>* unsound);
 
   const std::string path_;
   LocalFileSystem* const fs_;
   Clock* const clock_;
   const Directory top_;
   LruCache<InodeId, Directory> directories_;
+  // Relaxed: seen soon enough.
+  std::atomic<bool> ending_{false};
+  LineLimit failure_lines_;
+  // When an object was last looked at whose stamp was not known.
+  std::atomic<SteadyClock::time_point> newest_stamp_{SteadyClock::time_point::min()};
 
   Mutex mutex_;
   CondVar wake_;
@@ -75,7 +93,8 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   absl::Status last_failure_ ABSL_GUARDED_BY(mutex_);
 
   Thread upkeep_;
-  std::unique_ptr<IoPool> pool_;
+  // Nobody who needs a name waits for somebody else's data.
+  std::unique_ptr<IoPool> pool_, names_pool_;
 };
 
 }  // namespace cfs

@@ -42,7 +42,10 @@ absl::StatusOr<bool> LocalFileSystem::ImportRoot(Imported root) {
   if (!present.backend_identity.empty()) {
     CFS_ASSIGN_OR_RETURN(const BackendIdentity known,
                          DecodeBackendIdentity(present.backend_identity));
-    if (known.stamp.number == wanted.stamp.number) return false;
+    // Tops of file systems have the same number everywhere.
+    if (known.stamp.number == wanted.stamp.number && known.clean_ctime == wanted.clean_ctime) {
+      return false;
+    }
     return absl::FailedPreconditionError("the store is in front of another backend");
   }
   CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, shard_->GetBucket(kRootInode));
@@ -61,17 +64,19 @@ absl::StatusOr<bool> LocalFileSystem::ImportRoot(Imported root) {
 }
 
 absl::Status LocalFileSystem::BeginImport(InodeId dir) {
-  for (;;) {
+  // What was removed is not gone through again.
+  for (std::string from = DentryPrefix(dir);;) {
     std::vector<std::pair<std::string, InodeId>> left;
     StripeLocks::Hold hold(&shard_->locks(), {dir});
     CFS_RETURN_IF_ERROR(store_->Scan(
-        Family::kRecords, DentryPrefix(dir), DentryPrefix(dir),
+        Family::kRecords, from, DentryPrefix(dir),
         [&](absl::string_view key, absl::string_view value) {
           uint64_t hash;
           absl::string_view name;
           const auto dentry = DecodeDentry(value);
           if (ParseDentryKey(key, &hash, &name) && dentry.ok()) {
             left.emplace_back(name, dentry->ino);
+            from.assign(key.data(), key.size());
           }
           return left.size() < kWipedAtOnce;
         }));
@@ -79,7 +84,7 @@ absl::Status LocalFileSystem::BeginImport(InodeId dir) {
     Shard::Update update(shard_.get());
     for (const auto& [name, ino] : left) {
       update.DeleteDentry(dir, name);
-      const auto record = shard_->GetInode(ino);
+      const auto record = ReadInode(ino);
       if (absl::IsNotFound(record.status())) continue;
       CFS_RETURN_IF_ERROR(record.status());
       // It may have a name elsewhere that somebody has seen.
@@ -90,7 +95,14 @@ absl::Status LocalFileSystem::BeginImport(InodeId dir) {
   }
 }
 
-absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries) {
+absl::StatusOr<InodeRecord> LocalFileSystem::ReadInode(InodeId ino) const {
+  std::string value;
+  CFS_RETURN_IF_ERROR(store_->Get(Family::kRecords, InodeKey(ino), &value));
+  return DecodeInode(value);
+}
+
+absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
+                                     BucketRecord* bucket) {
   const bool linked = std::ranges::any_of(entries, [](const Imported& entry) {
     return !entry.record.IsDirectory() && entry.record.nlink > 1;
   });
@@ -98,9 +110,18 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries)
   // Nobody knows the new inodes.
   StripeLocks::Hold hold(&shard_->locks(), {dir});
   Shard::Update update(shard_.get());
-  absl::flat_hash_map<uint64_t, InodeId> seen;  // In this batch.
+  // In this batch.
+  absl::flat_hash_map<uint64_t, InodeId> seen;
+  absl::flat_hash_set<std::string> names;
   for (Imported& entry : entries) {
     InodeRecord& record = entry.record;
+    // What is renamed or made again while it is listed may be met twice.
+    std::string value;
+    const absl::Status there = store_->Get(Family::kRecords, DentryKey(dir, entry.name), &value);
+    if (there.ok() || !names.insert(entry.name).second) continue;
+    if (!absl::IsNotFound(there)) return there;
+    ++bucket->entries;
+    if (record.IsDirectory()) ++bucket->subdirs;
     const DentryRecord dentry{kNoInode, static_cast<uint8_t>(IFTODT(record.mode))};
     if (!record.IsDirectory() && record.nlink > 1) {
       CFS_ASSIGN_OR_RETURN(const BackendIdentity identity,
@@ -109,9 +130,11 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries)
       InodeId known = kNoInode;
       if (const auto it = seen.find(identity.stamp.number); it != seen.end()) {
         known = it->second;
-      } else if (std::string value; store_->Get(Family::kRecords, key, &value).ok()) {
+      } else if (const absl::Status link = store_->Get(Family::kRecords, key, &value);
+                 !absl::IsNotFound(link)) {
+        CFS_RETURN_IF_ERROR(link);
         CFS_ASSIGN_OR_RETURN(known, DecodeInodeNumber(value));
-        const auto other = shard_->GetInode(known);
+        const auto other = ReadInode(known);
         if (!other.ok() && !absl::IsNotFound(other.status())) return other.status();
         // The number may be another object's by now.
         const auto other_identity = DecodeBackendIdentity(other.ok() ? other->backend_identity : "");
@@ -153,7 +176,9 @@ absl::Status LocalFileSystem::EndImport(InodeId dir, const BucketRecord& bucket)
   Shard::Update update(shard_.get());
   update.PutInode(dir, record);
   update.PutBucket(dir, bucket);
-  return update.Commit();
+  CFS_RETURN_IF_ERROR(update.Commit());
+  if (cache_ != nullptr) cache_->AttrUnstable(dir);
+  return absl::OkStatus();
 }
 
 // ----------------------------------------------------------------------- data
@@ -183,7 +208,8 @@ absl::StatusOr<LocalFileSystem::Staging> LocalFileSystem::BeginStaging() {
 void LocalFileSystem::DropStaging(const Staging& staging) { Discard(staging.fresh); }
 
 absl::StatusOr<bool> LocalFileSystem::EndStaging(InodeId ino, const InodeRecord& seen,
-                                                 InodeRecord staged, const Staging& staging) {
+                                                 InodeRecord staged, const Xattrs* xattrs,
+                                                 const Staging& staging) {
   const auto end = [&]() -> absl::StatusOr<bool> {
     CFS_ASSIGN_OR_RETURN(BackendIdentity identity, DecodeBackendIdentity(staged.backend_identity));
     const timespec times[2] = {staged.atime, staged.mtime};
@@ -202,6 +228,12 @@ absl::StatusOr<bool> LocalFileSystem::EndStaging(InodeId ino, const InodeRecord&
     CFS_ASSIGN_OR_RETURN(const InodeRecord present, shard_->GetInode(ino));
     if (Encode(present) != Encode(seen)) return false;
     Shard::Update update(shard_.get());
+    if (xattrs != nullptr) {
+      CFS_ASSIGN_OR_RETURN(const std::vector<std::string> before, shard_->ListXattrs(ino));
+      for (const std::string& name : before) update.DeleteXattr(ino, name);
+      staged.xattr_list_bytes = 0;
+      for (const auto& [name, value] : *xattrs) AddXattr(ino, name, value, &staged, &update);
+    }
     update.PutInode(ino, staged);
     update.PutQueue(QueueKind::kStaged, ino, staged.backing);
     CFS_RETURN_IF_ERROR(update.Commit());
@@ -213,8 +245,7 @@ absl::StatusOr<bool> LocalFileSystem::EndStaging(InodeId ino, const InodeRecord&
     return ended;
   }
   chunks_->Settle(staging.fresh.backing);
-  const bool changed = staged.size != seen.size || !(staged.mtime == seen.mtime);
-  if (changed && cache_ != nullptr) cache_->AttrUnstable(ino);
+  if (xattrs != nullptr && cache_ != nullptr) cache_->AttrUnstable(ino);
   return true;
 }
 
@@ -223,16 +254,25 @@ absl::StatusOr<bool> LocalFileSystem::Harden(InodeId ino) {
   if (absl::IsNotFound(record.status())) return true;
   CFS_RETURN_IF_ERROR(record.status());
   if (record->layout != Layout::kWhole) return true;
-  const auto fd = chunks_->OpenFile(record->backing, O_RDONLY);
-  if (!fd.ok()) return ErrnoOf(fd.status()) == ENOENT ? absl::StatusOr<bool>(true) : fd.status();
-  if (fsync(fd->get()) != 0) return ErrnoStatus("sync of what was staged in");
-  // Written before the mark goes, or recovery takes the file for one that no record names.
   const uint64_t settled = chunks_->settled();
   if (Raw(record->backing) >= settled) return false;
+  const auto fd = chunks_->OpenFile(record->backing, O_RDONLY);
+  if (!fd.ok()) return ErrnoOf(fd.status()) == ENOENT ? absl::StatusOr<bool>(true) : fd.status();
+  if (fsync(fd->get()) != 0) {
+    const absl::Status failed = ErrnoStatus("sync of what was staged in");
+    MutexLock lock(&unsound_mutex_);
+    unsound_.insert(ino);
+    return failed;
+  }
+  // Written before the mark goes, or recovery takes the file for one that no record names.
   CFS_RETURN_IF_ERROR(state_->SetSettled(settled));
   StripeLocks::Hold hold(&shard_->locks(), {ino});
   const absl::StatusOr<InodeRecord> present = shard_->GetInode(ino);
   if (!present.ok() || present->backing != record->backing) return true;
+  {
+    MutexLock lock(&unsound_mutex_);
+    if (unsound_.contains(ino)) return PosixError(EIO, "a sync of it has failed before");
+  }
   Shard::Update update(shard_.get());
   update.DeleteQueue(QueueKind::kStaged, ino);
   CFS_RETURN_IF_ERROR(update.Commit());
@@ -258,6 +298,10 @@ absl::StatusOr<bool> LocalFileSystem::Evict(InodeId ino) {
   // The next open is of another file.
   if (cache_ != nullptr) cache_->BackingGone(ino);
   CFS_RETURN_IF_ERROR(update.Commit());
+  {
+    MutexLock lock(&unsound_mutex_);
+    unsound_.erase(ino);
+  }
   MutexLock lock(&background_mutex_);
   doomed_.push_back(backing);
   return true;

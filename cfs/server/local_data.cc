@@ -105,6 +105,7 @@ HandleId LocalFileSystem::NewHandle(InodeId ino, OpenInode* inode, int flags) {
 absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
                                                     bool kill_privileges) {
   const bool writes = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC);
+  if (writes) CFS_RETURN_IF_ERROR(MayChange());
   OpenInode* open;
   bool fresh = false;
   {
@@ -193,6 +194,7 @@ void LocalFileSystem::Discard(const FreshFile& fresh) {
 absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, InodeId dir,
                                                         absl::string_view name, uint32_t mode,
                                                         int flags, bool unnamed) {
+  CFS_RETURN_IF_ERROR(MayChange());
   CFS_RETURN_IF_ERROR(RoomToGrow());
   CFS_ASSIGN_OR_RETURN(const FreshFile fresh, chunks_->TakeFresh());
   const InodeId ino = MakeInode(SlotOf(dir), Raw(fresh.backing) + state_->inode_lead());
@@ -352,6 +354,8 @@ void LocalFileSystem::Sync(HandleId handle, bool data_only, DoneStatus done) {
       if (!status.ok() && file->inode->data_error.ok()) {
         LogError("sync of a file failed ino=", Raw(file->ino), " error=", status.ToString());
         file->inode->data_error = status;
+        MutexLock lock(&unsound_mutex_);
+        if (fetcher_ != nullptr) unsound_.insert(file->ino);
       }
       if (status.ok()) status = file->inode->data_error;
     }

@@ -273,7 +273,7 @@ absl::Status LocalFileSystem::MergeBacking(InodeRecord* r) const {
   struct stat st;
   absl::Status found = chunks_->Stat(r->backing, &st);
   if (!found.ok()) {
-    if (ErrnoOf(found) != ENOENT || r->attr_epoch == attr_epoch_) {
+    if (ErrnoOf(found) != ENOENT || r->attr_epoch == attr_epoch_ || !r->backend_identity.empty()) {
       LogError("backing file cannot be read backing=", Raw(r->backing),
                " error=", found.ToString());
       return PosixError(EIO);
@@ -551,6 +551,7 @@ absl::StatusOr<Attr> LocalFileSystem::ApplyAttr(InodeId ino, const SetAttrReques
 }
 
 absl::StatusOr<Attr> LocalFileSystem::SetAttrNow(InodeId ino, const SetAttrRequest& request) {
+  CFS_RETURN_IF_ERROR(MayChange());
   if (!(request.fields & kSetSize)) {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
     absl::StatusOr<Attr> attr = ApplyAttr(ino, request, /*size_changed=*/false);
@@ -613,6 +614,7 @@ void LocalFileSystem::ReadLink(InodeId ino, Done<std::string> done) {
 absl::StatusOr<Attr> LocalFileSystem::MakeInodeNow(const Caller& caller, InodeId dir,
                                                    absl::string_view name, InodeRecord record,
                                                    Slot slot) {
+  CFS_RETURN_IF_ERROR(MayChange());
   CFS_RETURN_IF_ERROR(RoomToGrow());
   CFS_ASSIGN_OR_RETURN(const uint64_t counter, state_->Next());
   const InodeId ino = MakeInode(slot, counter + state_->inode_lead());
@@ -680,8 +682,9 @@ void LocalFileSystem::MakeSymlink(const Caller& caller, InodeId dir, absl::strin
 }
 
 void LocalFileSystem::Link(InodeId ino, InodeId dir, absl::string_view name, Done<Attr> done) {
-  const absl::Status room = RoomToGrow();
-  if (!room.ok()) return done(room);
+  absl::Status may = MayChange();
+  may.Update(RoomToGrow());
+  if (!may.ok()) return done(std::move(may));
   auto linked = names_->Link(ino, dir, name);
   if (!linked.ok()) return done(linked.status());
   absl::StatusOr<Attr> attr = GetAttrNow(ino);
@@ -758,17 +761,20 @@ void LocalFileSystem::DoneFreeing(const Removed& removed, DoneStatus done) {
 }
 
 void LocalFileSystem::Unlink(InodeId dir, absl::string_view name, DoneStatus done) {
+  if (absl::Status may = MayChange(); !may.ok()) return done(std::move(may));
   const auto removed = names_->Unlink(dir, name);
   if (!removed.ok()) return done(removed.status());
   DoneFreeing(*removed, std::move(done));
 }
 
 void LocalFileSystem::RemoveDirectory(InodeId dir, absl::string_view name, DoneStatus done) {
+  if (absl::Status may = MayChange(); !may.ok()) return done(std::move(may));
   done(names_->RemoveDirectory(dir, name).status());
 }
 
 void LocalFileSystem::Rename(InodeId from_dir, absl::string_view from_name, InodeId to_dir,
                              absl::string_view to_name, uint32_t flags, DoneStatus done) {
+  if (absl::Status may = MayChange(); !may.ok()) return done(std::move(may));
   const auto renamed = names_->Rename(from_dir, from_name, to_dir, to_name, flags);
   if (!renamed.ok()) return done(renamed.status());
   for (const InodeId moved : renamed->moved) {
@@ -834,12 +840,14 @@ void LocalFileSystem::ListXattrs(InodeId ino, Done<std::vector<std::string>> don
 
 void LocalFileSystem::SetXattr(InodeId ino, absl::string_view name, absl::string_view value,
                                int flags, bool clear_setgid, DoneStatus done) {
-  absl::Status room = RoomToGrow();
-  if (!room.ok()) return done(std::move(room));
+  absl::Status may = MayChange();
+  may.Update(RoomToGrow());
+  if (!may.ok()) return done(std::move(may));
   done(cfs::SetXattr(shard_.get(), clock_, ino, name, value, flags, clear_setgid));
 }
 
 void LocalFileSystem::RemoveXattr(InodeId ino, absl::string_view name, DoneStatus done) {
+  if (absl::Status may = MayChange(); !may.ok()) return done(std::move(may));
   done(cfs::RemoveXattr(shard_.get(), clock_, ino, name));
 }
 

@@ -15,6 +15,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "cfs/base/clock.h"
+#include "cfs/base/error.h"
 #include "cfs/base/mutex.h"
 #include "cfs/base/steady_clock.h"
 #include "cfs/base/thread.h"
@@ -26,6 +27,7 @@
 #include "cfs/server/file_system.h"
 #include "cfs/server/lock_table.h"
 #include "cfs/server/open_table.h"
+#include "cfs/tier/backend.h"
 #include "cfs/tier/chunk_store.h"
 #include "cfs/tier/io_pool.h"
 
@@ -251,15 +253,15 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     std::string name;
     InodeRecord record;
     BucketRecord bucket;  // Of a directory.
-    std::vector<std::pair<std::string, std::string>> xattrs;
+    Xattrs xattrs;
   };
   // The root is the top of the backend. False if it was so before.
   absl::StatusOr<bool> ImportRoot(Imported root);
   // Of a directory that is being imported: removes what an import before has left,
-  // adds entries, and ends it with what its bucket is then. Nobody sees any of it
-  // before.
+  // adds entries (but names that it has already) and counts them in the bucket, and
+  // ends it with that. Nobody sees any of it before.
   absl::Status BeginImport(InodeId dir);
-  absl::Status Import(InodeId dir, std::vector<Imported> entries);
+  absl::Status Import(InodeId dir, std::vector<Imported> entries, BucketRecord* bucket);
   absl::Status EndImport(InodeId dir, const BucketRecord& bucket);
   // An empty backing file to copy data to. Then one of the next two.
   struct Staging {
@@ -269,10 +271,12 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::StatusOr<Staging> BeginStaging();
   void DropStaging(const Staging& staging);
   // The file of the inode is `staged` from now on, whose times and identity are set
-  // here. False if its record is not `seen` any more.
+  // here; with other xattrs, if there are any. False if its record is not `seen` any
+  // more.
   absl::StatusOr<bool> EndStaging(InodeId ino, const InodeRecord& seen, InodeRecord staged,
-                          const Staging& staging);
-  // Until it returns true, power loss takes the data back to the backend. Syncs.
+                                  const Xattrs* xattrs, const Staging& staging);
+  // Until it returns true, power loss takes the data back to the backend. Syncs. An
+  // error: the data may be lost already, and only Evict helps.
   absl::StatusOr<bool> Harden(InodeId ino);
   // EBUSY: it is open, or changed. False if it is not here.
   absl::StatusOr<bool> Evict(InodeId ino);
@@ -370,6 +374,12 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::Status EraseOrphan(InodeId ino, const InodeRecord& record, bool marked);
   // Whether nobody has written the file since it was equal to the backend's.
   static bool IsClean(const InodeRecord& record, const struct stat& st);
+  // The record as the store has it, beside the cache: for inodes that are not locked.
+  absl::StatusOr<InodeRecord> ReadInode(InodeId ino) const;
+  // EROFS in front of a backend.
+  absl::Status MayChange() const {
+    return fetcher_ == nullptr ? absl::OkStatus() : PosixError(EROFS);
+  }
   // After power loss: what was staged in may not have come to the device.
   absl::Status Unstage(InodeId ino, BackingId backing);
   // Runs `again` when the backend has brought what `status` says is needed.
@@ -490,8 +500,11 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // Relaxed: a hint, refreshed by the background thread.
   std::atomic<bool> space_is_short_{false};
 
-  // Objects of the backend with several names get one inode.
+  // Objects of the backend with several names get one inode. Taken before a stripe.
   Mutex import_links_mutex_;
+  // Copies that could not be written to the device; the kernel says so once.
+  Mutex unsound_mutex_;
+  absl::flat_hash_set<InodeId> unsound_ ABSL_GUARDED_BY(unsound_mutex_);
 };
 
 }  // namespace cfs

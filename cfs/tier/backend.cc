@@ -27,45 +27,52 @@ bool IsOfUse(absl::string_view xattr) {
          absl::StartsWith(xattr, "system.posix_acl_");
 }
 
-// Those of what the path leads to, which may be a symbolic link itself.
-absl::Status ReadXattrs(const std::string& path, BackendObject* object) {
+// `list` and `get` as listxattr(2) and getxattr(2).
+absl::StatusOr<Xattrs> ReadXattrs(
+    absl::FunctionRef<ssize_t(char* names, size_t size)> list,
+    absl::FunctionRef<ssize_t(const char* name, char* value, size_t size)> get) {
   std::string names, value;
+  Xattrs xattrs;
   // They may change between the two calls.
   for (;;) {
-    const ssize_t size = llistxattr(path.c_str(), nullptr, 0);
-    if (size == 0 || (size < 0 && (errno == EOPNOTSUPP || errno == ENOSYS))) {
-      return absl::OkStatus();
-    }
+    const ssize_t size = list(nullptr, 0);
+    if (size == 0 || (size < 0 && (errno == EOPNOTSUPP || errno == ENOSYS))) return xattrs;
     if (size < 0) return PosixError(errno);
     names.resize(static_cast<size_t>(size));
-    const ssize_t got = llistxattr(path.c_str(), names.data(), names.size());
+    const ssize_t got = list(names.data(), names.size());
     if (got < 0 && errno == ERANGE) continue;
     if (got < 0) return PosixError(errno);
     names.resize(static_cast<size_t>(got));
     break;
   }
+  size_t list_bytes = 0;
   for (const absl::string_view name : absl::StrSplit(names, '\0', absl::SkipEmpty())) {
     if (!IsOfUse(name)) continue;
     value.resize(kXattrValueBytesMax);
     const std::string text(name);
-    const ssize_t got = lgetxattr(path.c_str(), text.c_str(), value.data(), value.size());
+    const ssize_t got = get(text.c_str(), value.data(), value.size());
     // What only some may see, and what has just gone.
     if (got < 0 && (errno == ENODATA || errno == EPERM || errno == EACCES || errno == EOPNOTSUPP)) {
       continue;
     }
     if (got < 0) return PosixError(errno);
-    object->xattrs.emplace_back(text, value.substr(0, static_cast<size_t>(got)));
+    // More names than one can ask for here are of no use to anybody.
+    list_bytes += text.size() + 1;
+    if (list_bytes > kXattrListBytesMax) break;
+    xattrs.emplace_back(text, value.substr(0, static_cast<size_t>(got)));
   }
-  return absl::OkStatus();
+  return xattrs;
 }
 
-absl::Status CopyPiece(int from, int to, off_t begin, off_t end, char* buffer, uint64_t* copied) {
+absl::Status CopyPiece(int from, int to, off_t begin, off_t end, char* buffer,
+                       const std::atomic<bool>& stop, uint64_t* copied) {
   while (begin < end) {
+    if (stop.load(std::memory_order_relaxed)) return PosixError(EINTR);
     const size_t want = std::min<size_t>(kCopyBytes, static_cast<size_t>(end - begin));
     const ssize_t got = pread(from, buffer, want, begin);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return PosixError(errno);
-    if (got == 0) return absl::OkStatus();  // Shorter by now; its stamp will say so.
+    if (got == 0) return PosixError(EAGAIN);
     for (ssize_t done = 0; done < got;) {
       const ssize_t put = pwrite(to, buffer + done, static_cast<size_t>(got - done), begin + done);
       if (put < 0 && errno == EINTR) continue;
@@ -94,14 +101,18 @@ absl::StatusOr<UniqueFd> OpenBackendDirectory(int dir, const std::string& name) 
 
 absl::StatusOr<UniqueFd> OpenBackendFile(int dir, const std::string& name, int flags) {
   // Should it be a FIFO by now, nobody waits for its other end.
-  UniqueFd fd(openat(dir, name.c_str(), flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY));
+  flags |= O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY;
+  // Only its owner may leave no trace of having read it.
+  UniqueFd fd(openat(dir, name.c_str(), flags | O_NOATIME));
+  if (!fd.valid() && errno == EPERM) fd.reset(openat(dir, name.c_str(), flags));
   if (!fd.valid()) return PosixError(errno);
   return fd;
 }
 
-absl::StatusOr<struct statx> StatBackend(int dir, const std::string& name) {
+absl::StatusOr<struct statx> StatBackend(int dir, const std::string& name, bool now) {
   struct statx st {};
-  const int flags = AT_SYMLINK_NOFOLLOW | (name.empty() ? AT_EMPTY_PATH : 0);
+  const int flags = AT_SYMLINK_NOFOLLOW | (name.empty() ? AT_EMPTY_PATH : 0) |
+                    (now ? AT_STATX_FORCE_SYNC : AT_STATX_SYNC_AS_STAT);
   if (statx(dir, name.c_str(), flags, STATX_BASIC_STATS | STATX_BTIME, &st) != 0) {
     return PosixError(errno);
   }
@@ -117,9 +128,22 @@ absl::StatusOr<BackendObject> ReadBackendObject(int dir, const std::string& name
     if (size < 0) return PosixError(errno);
     object.target.assign(target, static_cast<size_t>(size));
   }
-  CFS_RETURN_IF_ERROR(ReadXattrs(
-      absl::StrCat("/proc/self/fd/", dir, name.empty() ? "/." : "/", name), &object));
+  // By this path, for there are no such calls relative to a directory.
+  const std::string path = absl::StrCat("/proc/self/fd/", dir, name.empty() ? "/." : "/", name);
+  CFS_ASSIGN_OR_RETURN(
+      object.xattrs,
+      ReadXattrs([&](char* names, size_t size) { return llistxattr(path.c_str(), names, size); },
+                 [&](const char* xattr, char* value, size_t size) {
+                   return lgetxattr(path.c_str(), xattr, value, size);
+                 }));
   return object;
+}
+
+absl::StatusOr<Xattrs> ReadBackendXattrs(int fd) {
+  return ReadXattrs([fd](char* names, size_t size) { return flistxattr(fd, names, size); },
+                    [fd](const char* xattr, char* value, size_t size) {
+                      return fgetxattr(fd, xattr, value, size);
+                    });
 }
 
 absl::Status ListBackendDirectory(int dir, absl::FunctionRef<bool(const char* name)> visit) {
@@ -138,7 +162,7 @@ absl::Status ListBackendDirectory(int dir, absl::FunctionRef<bool(const char* na
   }
 }
 
-absl::StatusOr<uint64_t> CopyContents(int from, int to) {
+absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>& stop) {
   struct stat st {};
   if (fstat(from, &st) != 0) return PosixError(errno);
   // Before, or XFS gives space behind what is written, where a hole is to be.
@@ -154,7 +178,7 @@ absl::StatusOr<uint64_t> CopyContents(int from, int to) {
       data = at;
       hole = st.st_size;
     }
-    CFS_RETURN_IF_ERROR(CopyPiece(from, to, data, hole, buffer.get(), &copied));
+    CFS_RETURN_IF_ERROR(CopyPiece(from, to, data, hole, buffer.get(), stop, &copied));
     at = hole;
   }
   return copied;

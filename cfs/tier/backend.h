@@ -8,6 +8,7 @@
 
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -21,12 +22,14 @@
 
 namespace cfs {
 
+using Xattrs = std::vector<std::pair<std::string, std::string>>;
+
 // All that an object has but its data.
 struct BackendObject {
   struct statx st {};
   std::string target;  // Of a symbolic link.
   // user.* and security.*, and POSIX ACLs; what else there is, is of no use elsewhere.
-  std::vector<std::pair<std::string, std::string>> xattrs;
+  Xattrs xattrs;
 };
 
 absl::StatusOr<UniqueFd> OpenBackendTop(const std::string& path);
@@ -34,16 +37,19 @@ absl::StatusOr<UniqueFd> OpenBackendTop(const std::string& path);
 absl::StatusOr<UniqueFd> OpenBackendDirectory(int dir, const std::string& name);
 absl::StatusOr<UniqueFd> OpenBackendFile(int dir, const std::string& name, int flags);
 
-// Size, times, number and so on; of `dir` itself if `name` is empty.
-absl::StatusOr<struct statx> StatBackend(int dir, const std::string& name);
+// Size, times, number and so on; of `dir` itself if `name` is empty. `now`: as the file
+// server has them, not as this machine remembers them.
+absl::StatusOr<struct statx> StatBackend(int dir, const std::string& name, bool now = false);
 absl::StatusOr<BackendObject> ReadBackendObject(int dir, const std::string& name);
+// Of an open file.
+absl::StatusOr<Xattrs> ReadBackendXattrs(int fd);
 
 // Each name in the directory but "." and "..", in no order, until `visit` returns false.
 absl::Status ListBackendDirectory(int dir, absl::FunctionRef<bool(const char* name)> visit);
 
 // Copies what is in one file to another that is empty; holes stay holes. How many bytes
-// were no hole.
-absl::StatusOr<uint64_t> CopyContents(int from, int to);
+// were no hole. EAGAIN: the file has become shorter. EINTR: `stop` is set.
+absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>& stop);
 
 }  // namespace cfs
 
