@@ -285,7 +285,7 @@ def what_has_changed_on_the_backend_is_never_mixed(t):
                     # The end first: who reads on meets the old beginning, and this.
                     os.pwrite(fd, bytes([version]), size - 1)
                     os.pwrite(fd, bytes([version]), 0)
-                time.sleep((1.5 if version % 6 == 0 else rng.uniform(0.06, 0.3)) * FACTOR)
+                time.sleep((1.5 if version % 6 == 0 else rng.uniform(0.06, 0.3)) * min(FACTOR, 2))
 
         def ends():
             with harness.opened(f"{m.mnt}/f", os.O_RDONLY) as fd:
