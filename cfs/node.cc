@@ -197,9 +197,20 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     if (membership != nullptr) {
       return absl::InvalidArgumentError("a node of a cluster can have no --backend yet");
     }
-    CFS_ASSIGN_OR_RETURN(tier, BackendTier::Open(config.backend, fs.get(), &clock));
-    const int error = WriteAtomically(store_fd.get(), kBackendFile, config.backend + "\n");
-    if (error != 0) return ErrnoStatus(error, absl::StrCat(store.path(), "/", kBackendFile));
+    // There before the first record that needs the backend is.
+    const auto note = [&]() -> absl::Status {
+      const int error = WriteAtomically(store_fd.get(), kBackendFile, config.backend + "\n");
+      if (error == 0) return absl::OkStatus();
+      return ErrnoStatus(error, absl::StrCat(store.path(), "/", kBackendFile));
+    };
+    if (behind.empty()) CFS_RETURN_IF_ERROR(note());
+    auto opened = BackendTier::Open(config.backend, fs.get(), &clock);
+    if (!opened.ok()) {
+      if (behind.empty()) unlinkat(store_fd.get(), kBackendFile, 0);
+      return opened.status();
+    }
+    tier = *std::move(opened);
+    CFS_RETURN_IF_ERROR(note());
   }
   FileSystem* shown = fs.get();
   if (membership != nullptr) {

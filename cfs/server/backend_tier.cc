@@ -141,10 +141,8 @@ void BackendTier::Drain() {
     ending_.store(true, std::memory_order_relaxed);
     wake_.SignalAll();
   }
-  // What one has brought may need the other; names need nothing else.
   pool_->Drain();
   names_pool_->Drain();
-  pool_->Drain();
 }
 
 absl::StatusOr<std::vector<std::string>> BackendTier::MountOptions() const {

@@ -386,7 +386,9 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   template <typename T>
   void FetchFirst(const absl::Status& status, Done<T> done,
                   absl::AnyInvocable<void(Done<T>)> again);
-  static bool NeedsFetch(const absl::Status& status) { return BackendNeedOf(status).has_value(); }
+  bool NeedsFetch(const absl::Status& status) const {
+    return fetcher_ != nullptr && BackendNeedOf(status).has_value();
+  }
   void QueueSettle(InodeId ino, OpenInode* inode);
   bool ProbeLocked(InodeId ino);
   void Unpin(InodeId ino, OpenInode* inode, bool writer);

@@ -516,7 +516,8 @@ def what_cannot_be_is_refused(t):
         make(f"{m.mnt}/ours")
         m.stop()
         refused(78, "not the backend's", "--backend", backend, *readonly)
-        m.start()
+        m.start()  # As before: nothing is left of it.
+        check(os.path.exists(f"{m.mnt}/ours"), "our file is gone")
 
 
 if __name__ == "__main__":
