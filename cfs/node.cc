@@ -18,6 +18,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "cfs/base/clock.h"
 #include "cfs/base/error.h"
@@ -204,7 +205,8 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
       return ErrnoStatus(error, absl::StrCat(store.path(), "/", kBackendFile));
     };
     if (behind.empty()) CFS_RETURN_IF_ERROR(note());
-    auto opened = BackendTier::Open(config.backend, fs.get(), &clock);
+    auto opened = BackendTier::Open(config.backend, !config.backend_readonly, fs.get(), &clock,
+                                    absl::StrFormat("%016x", store.identity().store_id));
     if (!opened.ok()) {
       if (behind.empty()) unlinkat(store_fd.get(), kBackendFile, 0);
       return opened.status();
@@ -242,9 +244,12 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     CFS_RETURN_IF_ERROR(mount->Start());
     fs->SetDaemonIo(!mount->abilities().passthrough);
     fs->Start([&mount](int fd) { return mount->RegisterFresh(fd); });
+    if (tier != nullptr && tier->flusher() != nullptr) tier->flusher()->Start();
   }
   if (membership != nullptr) CFS_RETURN_IF_ERROR(cluster_part.Serve());
 
+  bool finishes = false;  // Of the control thread, until that has ended.
+  unlinkat(store_fd.get(), kUnflushedFile, 0);
   auto control = ControlServer::Start(store.path(), [&](const nlohmann::json& request) {
     const std::string verb = StringMember(request, "verb");
     if (verb == "stat") {
@@ -273,6 +278,16 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
       const auto evicted = fs->Evict(InodeId(UintMember(request, "ino")));
       if (!evicted.ok()) return ControlError(evicted.status());
       return nlohmann::json{{"ok", true}, {"evicted", *evicted}};
+    }
+    if (verb == "sync" || verb == "sync_status") {
+      Flusher* const flusher = tier == nullptr ? nullptr : tier->flusher();
+      if (flusher == nullptr) {
+        return ControlError(
+            PosixError(EOPNOTSUPP, "there is no backend to bring anything to"));
+      }
+      if (verb == "sync_status") return flusher->SyncStatus(UintMember(request, "id"));
+      if (BoolMember(request, "finish")) finishes = true, flusher->FinishAtStop();
+      return nlohmann::json{{"ok", true}, {"id", flusher->BeginSync()}};
     }
     if (verb != "status") {
       return nlohmann::json{{"ok", false}, {"error", "no such verb"}, {"errno", EINVAL}};
@@ -342,6 +357,14 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     leave();
     if (tier != nullptr) tier->Drain();
     fs->Drain();
+    if (!finishes) return;
+    // For who waits for the end of the process, and cannot ask it.
+    const absl::StatusOr<LocalFileSystem::Dirty> dirty = fs->ListDirty();
+    const size_t left = dirty.ok() ? dirty->names.size() + dirty->inodes.size() : 1;
+    if (left == 0) return;
+    const int error = WriteAtomically(store_fd.get(), kUnflushedFile, absl::StrCat(left, "\n"));
+    LogError("cfs stop leaves something that is not on the backend left=", left,
+             " errno of the note=", error);
   };
   if (mount) {
     status = mount->Wait(drain);

@@ -56,6 +56,8 @@ inline constexpr int kIoThreads = 16;
 // Those that copy files from the backend, and those that list directories there.
 inline constexpr int kBackendThreads = 16;
 inline constexpr int kBackendNameThreads = 4;
+// Those that copy files to it.
+inline constexpr int kFlushThreads = 8;
 inline constexpr int kFuseThreadsMin = 3;
 inline constexpr int kFuseThreadsMax = 16;
 

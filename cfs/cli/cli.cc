@@ -73,10 +73,11 @@ Verb VersionVerb() {
 int RunCli(int argc, char** argv, RunNodeFn run_node) {
   FillStandardDescriptors();
   const std::vector<Verb> verbs = {MountVerb(run_node), ServeVerb(std::move(run_node)),
-                                   UmountVerb(),        StatusVerb(),
-                                   NodesVerb(),         TokenVerb(),
-                                   StatVerb(),          StageInVerb(),
-                                   EvictVerb(),         FsckVerb(),
+                                   UmountVerb(),        StopVerb(),
+                                   StatusVerb(),        NodesVerb(),
+                                   TokenVerb(),         StatVerb(),
+                                   StageInVerb(),       EvictVerb(),
+                                   SyncVerb(),          FsckVerb(),
                                    DoctorVerb(),        VersionVerb()};
   std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
   HideTokens(argc, argv);

@@ -126,18 +126,19 @@ absl::StatusOr<std::string> ExistingMountPoint(const std::string& path) {
 }
 
 // Where the files come from: neither this mount, nor its store, nor what has them below it.
-absl::Status ResolveBackend(NodeConfig* config, bool readonly) {
+absl::Status ResolveBackend(NodeConfig* config, const std::string& mode) {
   if (config->backend.empty()) {
-    if (readonly) return absl::InvalidArgumentError("--backend-mode is of a --backend");
+    if (!mode.empty()) return absl::InvalidArgumentError("--backend-mode is of a --backend");
     return absl::OkStatus();
   }
   if (!config->cluster.listen.empty() || !config->cluster.join.empty()) {
     return absl::InvalidArgumentError("a node of a cluster can have no --backend yet");
   }
-  if (!readonly) {
+  if (mode == "writethrough") {
     return absl::InvalidArgumentError(
-        "cfs does not write to a backend yet; --backend-mode readonly reads from it");
+        "there is no writethrough yet; writeback brings changes to the backend soon after");
   }
+  config->backend_readonly = mode == "readonly";
   std::error_code error;
   const std::filesystem::path path = std::filesystem::canonical(config->backend, error);
   if (error || !std::filesystem::is_directory(path, error)) {
@@ -155,14 +156,14 @@ absl::Status ResolveBackend(NodeConfig* config, bool readonly) {
   return absl::OkStatus();
 }
 
-absl::Status RunMount(ServeOptions* options, const std::string& path, bool readonly,
-                      const RunNodeFn& run_node) {
+absl::Status RunMount(ServeOptions* options, const std::string& path,
+                      const std::string& backend_mode, const RunNodeFn& run_node) {
   NodeConfig& config = options->config;
   CFS_ASSIGN_OR_RETURN(config.mountpoint, ExistingMountPoint(path));
   CFS_RETURN_IF_ERROR(CheckMountPoint(config.mountpoint));
   CFS_RETURN_IF_ERROR(ResolveServeOptions(options));
   CFS_RETURN_IF_ERROR(CheckNesting(config.mountpoint, config.store_dir));
-  CFS_RETURN_IF_ERROR(ResolveBackend(&config, readonly));
+  CFS_RETURN_IF_ERROR(ResolveBackend(&config, backend_mode));
   CFS_RETURN_IF_ERROR(CheckFuseDevice());
   return RunServe(*options, run_node, [&config](const StoreDir& store) {
     return RemoveDeadMounts(config.mountpoint, store.path());
@@ -173,7 +174,7 @@ absl::Status RunMount(ServeOptions* options, const std::string& path, bool reado
 
 Verb MountVerb(RunNodeFn run_node) {
   const auto options = std::make_shared<ServeOptions>();
-  const auto readonly = std::make_shared<bool>(false);
+  const auto backend_mode = std::make_shared<std::string>();
   NodeConfig* config = &options->config;
   Verb verb;
   verb.name = "mount";
@@ -192,18 +193,21 @@ Verb MountVerb(RunNodeFn run_node) {
             [=](const std::string& value) {
               return ParseFuseOptions(value, &config->fuse_options);
             }},
-           {"backend", 0, "DIR", "show the files of DIR, and keep copies of those that are used",
+           {"backend", 0, "DIR", "show the files of DIR, and bring there what is changed here",
             [=](const std::string& value) {
               config->backend = value;
               return !value.empty();
             }},
-           {"backend-mode", 0, "readonly", "what may be done to the backend",
-            [=](const std::string& value) { return *readonly = value == "readonly"; }},
+           {"backend-mode", 0, "writeback|readonly", "what is done to the backend (default: writeback)",
+            [=](const std::string& value) {
+              *backend_mode = value;
+              return value == "writeback" || value == "readonly" || value == "writethrough";
+            }},
        }) {
     verb.options.push_back(std::move(option));
   }
   verb.run = [=, run_node = std::move(run_node)](const std::vector<std::string>& arguments) {
-    return RunMount(options.get(), arguments[0], *readonly, run_node);
+    return RunMount(options.get(), arguments[0], *backend_mode, run_node);
   };
   return verb;
 }

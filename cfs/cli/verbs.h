@@ -19,12 +19,14 @@ using RunNodeFn = std::function<absl::Status(const NodeConfig& config, StoreDir 
 Verb MountVerb(RunNodeFn run_node);
 Verb ServeVerb(RunNodeFn run_node);
 Verb UmountVerb();
+Verb StopVerb();
 Verb StatusVerb();
 Verb NodesVerb();
 Verb TokenVerb();
 Verb StatVerb();
 Verb StageInVerb();
 Verb EvictVerb();
+Verb SyncVerb();
 Verb FsckVerb();
 Verb DoctorVerb();
 Verb VersionVerb();

@@ -348,6 +348,10 @@ void Mount::ListingChanged(InodeId dir) {
   fuse_lowlevel_notify_inval_inode(session_, Raw(dir), 0, 0);
 }
 
+void Mount::NameChanged(InodeId dir, absl::string_view name) {
+  fuse_lowlevel_notify_inval_entry(session_, Raw(dir), name.data(), name.size());
+}
+
 void Mount::FillOpen(const OpenResult& open, fuse_file_info* info) {
   info->fh = static_cast<uint64_t>(open.handle);
   // With locks in the kernel, close(2) has nothing to tell us.

@@ -66,6 +66,7 @@ class Mount final : public KernelCache {
   void RegistrationUnused(int registration) override;
   void BackingGone(InodeId ino) override;
   void ListingChanged(InodeId dir) override;
+  void NameChanged(InodeId dir, absl::string_view name) override;
 
  private:
   friend struct Handlers;  // ops.cc: what libfuse calls.

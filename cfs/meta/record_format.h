@@ -14,6 +14,9 @@
 //   queue    slot 'q' 'o' ino                  open mark: backing file number
 //            slot 'q' 'u' ino                  orphan: unlinked while open
 //            slot 'q' 's' ino                  staged in, perhaps not on the device yet
+//            slot 'q' 'w' ino                  changed since it was equal to the backend's: when
+//            slot 'q' 'n' ino                  number of the object that is put in its place there
+//            slot 'm' dir XXH3(name) name      DirtyName (backend_format.h)
 //            slot 'r' client incarnation seq   what the change that a peer asked for made
 //            slot 'p', slot 'c'                see transaction_format.h
 //   local    'd' backing number                doomed backing file
@@ -138,7 +141,13 @@ bool ParseDentryKey(absl::string_view key, uint64_t* hash, absl::string_view* na
 std::string XattrKey(InodeId ino, absl::string_view name);
 std::string XattrPrefix(InodeId ino);
 
-enum class QueueKind : char { kOpen = 'o', kOrphan = 'u', kStaged = 's' };
+enum class QueueKind : char {
+  kOpen = 'o',
+  kOrphan = 'u',
+  kStaged = 's',
+  kDirty = 'w',
+  kPending = 'n',
+};
 std::string QueueKey(QueueKind kind, InodeId ino);
 bool ParseQueueKey(absl::string_view key, QueueKind* kind, InodeId* ino);
 

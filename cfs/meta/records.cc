@@ -64,10 +64,12 @@ void Records::Update::DeleteBucket(InodeId dir) {
 
 void Records::Update::PutXattr(InodeId ino, absl::string_view name, absl::string_view value) {
   writes_.Put(Family::kRecords, XattrKey(ino, name), std::string(value));
+  xattrs_.push_back(ino);
 }
 
 void Records::Update::DeleteXattr(InodeId ino, absl::string_view name) {
   writes_.Delete(Family::kRecords, XattrKey(ino, name));
+  xattrs_.push_back(ino);
 }
 
 void Records::Update::PutQueue(QueueKind kind, InodeId ino, BackingId backing) {

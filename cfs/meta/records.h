@@ -43,7 +43,8 @@ class Records {
    public:
     // What the update is for. kRequested: it is what somebody asked for, and what
     // a RequestScope has to record; kUpkeep: our own, however it came to be now.
-    enum class Purpose { kUpkeep, kRequested };
+    // kAgreed: what the backend says, or what is there as well.
+    enum class Purpose { kUpkeep, kRequested, kAgreed };
 
     explicit Update(Records* records, Purpose purpose = Purpose::kUpkeep)
         : records_(records), purpose_(purpose) {}
@@ -85,6 +86,7 @@ class Records {
     std::vector<std::pair<InodeId, std::optional<InodeRecord>>> inodes_;
     std::vector<std::pair<InodeId, std::optional<BucketRecord>>> buckets_;
     std::vector<std::pair<std::pair<InodeId, std::string>, std::optional<DentryRecord>>> dentries_;
+    std::vector<InodeId> xattrs_;  // Whose have changed.
   };
 
  protected:

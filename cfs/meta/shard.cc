@@ -1,11 +1,14 @@
 #include "cfs/meta/shard.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/meta/backend_format.h"
 #include "cfs/meta/request_scope.h"
 #include "cfs/meta/snapshot.h"
 
@@ -167,8 +170,9 @@ absl::Status Shard::ScanQueue(
         Slot slot;
         RequestId request;
         TransactionId transaction;
+        absl::string_view name;
         if (ParseReplyKey(key, &slot, &request) || ParsePreparedKey(key, &slot, &transaction) ||
-            ParseOutcomeKey(key, &transaction)) {
+            ParseOutcomeKey(key, &transaction) || ParseDirtyNameKey(key, &ino, &name)) {
           return true;
         }
         if (!ParseQueueKey(key, &kind, &ino)) {
@@ -214,6 +218,9 @@ absl::Status Shard::ScanForeign(const std::function<void(BackingId)>& visit) {
 
 absl::Status Shard::Apply(Update* update) {
   CFS_RETURN_IF_ERROR(CheckWrites(update->writes_));
+  if (writes_back() && update->purpose_ != Update::Purpose::kAgreed) {
+    CFS_RETURN_IF_ERROR(MarkDirty(update));
+  }
   RequestScope* const request =
       update->purpose_ == Update::Purpose::kRequested ? RequestScope::Current() : nullptr;
   if (request != nullptr) request->AddTo(update);
@@ -244,6 +251,78 @@ absl::Status Shard::Apply(Update* update) {
   }
   if (status.ok() && syncer_ != nullptr) syncer_->MarkDirty();
   return status;
+}
+
+uint64_t Shard::NextDirtyVersion() {
+  const timespec now = dirty_clock_->Now();
+  const uint64_t wanted =
+      static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+  uint64_t last = dirty_version_.load(std::memory_order_relaxed);
+  uint64_t next;
+  do {
+    next = std::max(wanted, last + 1);
+  } while (!dirty_version_.compare_exchange_weak(last, next, std::memory_order_relaxed));
+  return next;
+}
+
+absl::Status Shard::MarkNameDirty(InodeId dir, const std::string& name, bool put,
+                                  Update* update) {
+  if (put && dir == kRootInode && name == kBackendOwnName) return PosixError(EPERM);
+  std::string key = DirtyNameKey(dir, name), value;
+  const absl::Status marked = store_->Get(Family::kQueue, key, &value);
+  if (!absl::IsNotFound(marked)) return marked;
+  DirtyName mark;
+  mark.since = NextDirtyVersion();
+  const auto before = GetDentry(dir, name);
+  if (!before.ok() && !absl::IsNotFound(before.status())) return before.status();
+  if (before.ok()) {
+    const auto record = GetInode(before->ino);
+    if (!record.ok() && !absl::IsNotFound(record.status())) return record.status();
+    if (record.ok() && !record->backend_identity.empty()) {
+      CFS_ASSIGN_OR_RETURN(const BackendIdentity identity,
+                           DecodeBackendIdentity(record->backend_identity));
+      mark.base = before->ino;
+      mark.stamp = identity.stamp;
+    }
+    const absl::Status pending =
+        store_->Get(Family::kQueue, QueueKey(QueueKind::kPending, before->ino), &value);
+    if (!pending.ok() && !absl::IsNotFound(pending)) return pending;
+    if (pending.ok()) {
+      CFS_ASSIGN_OR_RETURN(const BackingId number, DecodeBacking(value));
+      mark.next = before->ino;
+      mark.next_number = Raw(number);
+    }
+  }
+  update->PutRaw(Family::kQueue, std::move(key), Encode(mark));
+  return absl::OkStatus();
+}
+
+absl::Status Shard::MarkDirty(Update* update) {
+  for (const auto& [id, record] : update->dentries_) {
+    CFS_RETURN_IF_ERROR(MarkNameDirty(id.first, id.second, record.has_value(), update));
+  }
+  const auto mark = [&](InodeId ino) {
+    update->PutQueue(QueueKind::kDirty, ino, BackingId(NextDirtyVersion()));
+  };
+  // Their times.
+  for (const auto& [dir, record] : update->buckets_) {
+    if (record) mark(dir);
+  }
+  for (const auto& [ino, record] : update->inodes_) {
+    if (!record) {
+      update->DeleteQueue(QueueKind::kDirty, ino);
+      continue;
+    }
+    const auto before = GetInode(ino);
+    if (!before.ok() && !absl::IsNotFound(before.status())) return before.status();
+    if (!before.ok() || before->mode != record->mode || before->uid != record->uid ||
+        before->gid != record->gid || before->size != record->size ||
+        !(before->mtime == record->mtime) || (before->nlink == 0 && record->nlink > 0) ||
+        std::ranges::find(update->xattrs_, ino) != update->xattrs_.end()) {
+      mark(ino);
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Shard::ApplyUnchecked(const WriteSet& writes) {

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "cfs/base/clock.h"
 #include "cfs/base/lru_cache.h"
 #include "cfs/base/slot_set.h"
 #include "cfs/base/stripe_locks.h"
@@ -41,6 +42,14 @@ class Shard final : public Records {
   // Directories may have names on the backend that nobody has looked for. REQUIRES:
   // before the first operation.
   void SetOverBackend() { over_backend_ = true; }
+  // What changes is noted, in the same batch, as not on the backend yet: inodes (kDirty)
+  // and names (DirtyName). REQUIRES: before the first operation; `clock` outlives it all.
+  void SetWriteback(Clock* clock) { dirty_clock_ = clock; }
+  bool writes_back() const { return dirty_clock_ != nullptr; }
+  // Of a change now: ns since the epoch, and never twice.
+  uint64_t NextDirtyVersion();
+  // The last one that was given.
+  uint64_t dirty_version() const { return dirty_version_.load(std::memory_order_relaxed); }
 
   bool Owns(Slot slot) const { return owned_.Has(slot); }
   SlotSet owned() const { return owned_.Get(); }
@@ -93,6 +102,8 @@ class Shard final : public Records {
   // Whether the slot's record may be read, or written, now.
   absl::Status CheckRead(Slot slot, absl::FunctionRef<std::string()> key);
   absl::Status CheckWrites(const WriteSet& writes);
+  absl::Status MarkDirty(Update* update);
+  absl::Status MarkNameDirty(InodeId dir, const std::string& name, bool put, Update* update);
   void Forget(absl::string_view key);
   void Note(const WriteSet& writes);
 
@@ -100,6 +111,9 @@ class Shard final : public Records {
   WalSyncer* const syncer_;
   StripeLocks locks_;
   bool over_backend_ = false;
+  Clock* dirty_clock_ = nullptr;
+  // Relaxed: all that counts is that none is given twice.
+  std::atomic<uint64_t> dirty_version_{0};
   AtomicSlotSet owned_;
   // Relaxed: see Track.
   std::atomic<bool> tracking_{false};

@@ -21,16 +21,13 @@
 #include "cfs/meta/acl.h"
 #include "cfs/meta/backend_format.h"
 #include "cfs/meta/xattr.h"
+#include "cfs/server/backend_import.h"
 #include "cfs/tier/backend.h"
 
 namespace cfs {
 namespace {
 
-// What cfs keeps for itself at the top of a backend.
-constexpr char kOwnName[] = ".cfs";
 constexpr size_t kImportBatch = 256;
-constexpr size_t kDirectoriesKept = 256;
-constexpr size_t kDepthMax = 4096;  // Of a path of 16 KiB.
 constexpr int kTriesMax = 6;
 constexpr auto kFirstPause = std::chrono::milliseconds(20);
 // A change within one tick of the clock that stamps it may have the stamp of the one
@@ -38,93 +35,43 @@ constexpr auto kFirstPause = std::chrono::milliseconds(20);
 constexpr auto kTick = std::chrono::milliseconds(50);
 constexpr time_t kLately = 60;
 
-timespec TimeOf(const statx_timestamp& time) {
-  return {static_cast<time_t>(time.tv_sec), static_cast<long>(time.tv_nsec)};
-}
-
-BackendStamp StampOf(const struct statx& st) {
-  return {st.stx_ino, S_ISREG(st.stx_mode) ? st.stx_size : 0, TimeOf(st.stx_mtime),
-          TimeOf(st.stx_ctime)};
-}
-
-// What the object has of its own, but its identity.
-void FillRecord(const struct statx& st, InodeRecord* record) {
-  record->mode = st.stx_mode;
-  record->uid = st.stx_uid;
-  record->gid = st.stx_gid;
-  record->rdev = makedev(st.stx_rdev_major, st.stx_rdev_minor);
-  record->size = S_ISREG(st.stx_mode) ? st.stx_size : 0;
-  record->blocks = S_ISREG(st.stx_mode) ? st.stx_blocks : 0;
-  record->atime = TimeOf(st.stx_atime);
-  record->mtime = TimeOf(st.stx_mtime);
-  record->ctime = TimeOf(st.stx_ctime);
-}
-
-uint32_t AclFlags(const Xattrs& xattrs) {
-  uint32_t flags = 0;
-  for (const auto& [name, value] : xattrs) {
-    if (name == kAccessAclXattr) flags |= kHasAccessAcl;
-    if (name == kDefaultAclXattr) flags |= kHasDefaultAcl;
-  }
-  return flags;
-}
-
-LocalFileSystem::Imported ToImported(InodeId dir, std::string name, BackendObject object) {
-  LocalFileSystem::Imported entry;
-  const struct statx& st = object.st;
-  InodeRecord& record = entry.record;
-  FillRecord(st, &record);
-  record.btime = st.stx_mask & STATX_BTIME ? TimeOf(st.stx_btime)
-                               : record.mtime < record.ctime ? record.mtime
-                                                             : record.ctime;
-  record.nlink = record.IsDirectory() ? 1 : std::max<uint32_t>(1, st.stx_nlink);
-  if (record.IsRegular()) record.layout = Layout::kBackend;
-  if (record.IsDirectory()) {
-    record.flags |= kNotImported;
-    // Until it is: file systems that count subdirectories do so in the links.
-    entry.bucket = {0, st.stx_nlink > 2 ? st.stx_nlink - 2 : 0, record.mtime, record.ctime};
-  }
-  record.target = std::move(object.target);
-  BackendIdentity identity{dir, name, StampOf(st), {}};
-  if (record.IsDirectory() && (st.stx_mask & STATX_BTIME)) identity.clean_ctime = record.btime;
-  record.backend_identity = Encode(identity);
-  record.flags |= AclFlags(object.xattrs);
-  entry.xattrs = std::move(object.xattrs);
-  entry.name = std::move(name);
-  return entry;
-}
-
 }  // namespace
 
-BackendTier::BackendTier(std::string path, LocalFileSystem* fs, Clock* clock, UniqueFd top)
+BackendTier::BackendTier(std::string path, bool writes_back, LocalFileSystem* fs, Clock* clock,
+                         UniqueFd top, std::string own_name)
     : path_(std::move(path)),
       fs_(fs),
       clock_(clock),
-      top_(std::make_shared<UniqueFd>(std::move(top))),
-      directories_(kDirectoriesKept),
+      directories_(fs, std::move(top), writes_back, std::move(own_name)),
       upkeep_([this] { RunUpkeep(); }),
       pool_(std::make_unique<IoPool>(kBackendThreads)),
       names_pool_(std::make_unique<IoPool>(kBackendNameThreads)) {}
 
 absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const std::string& path,
-                                                               LocalFileSystem* fs,
-                                                               Clock* clock) {
+                                                               bool writes_back,
+                                                               LocalFileSystem* fs, Clock* clock,
+                                                               const std::string& own_name) {
   CFS_ASSIGN_OR_RETURN(UniqueFd top, OpenBackendTop(path));
   CFS_ASSIGN_OR_RETURN(BackendObject object, ReadBackendObject(top.get(), ""));
-  const absl::StatusOr<bool> bound =
-      fs->ImportRoot(ToImported(kNoInode, "", std::move(object)));
+  const absl::StatusOr<bool> bound = fs->ImportRoot(ToImported(kNoInode, "", std::move(object)));
   if (!bound.ok()) {
     return absl::Status(bound.status().code(),
                         absl::StrCat("backend ", path, ": ", bound.status().message()));
   }
-  std::unique_ptr<BackendTier> tier(new BackendTier(path, fs, clock, std::move(top)));
-  fs->SetFetcher(tier.get());
+  std::unique_ptr<BackendTier> tier(
+      new BackendTier(path, writes_back, fs, clock, std::move(top), own_name));
+  fs->SetFetcher(tier.get(), writes_back);
+  if (writes_back) {
+    tier->flusher_ = std::make_unique<Flusher>(fs, &tier->directories_);
+    CFS_RETURN_IF_ERROR(tier->flusher_->Prepare());
+  }
   LogInfo("backend ", *bound ? "is new to the store" : "is known", " path=", path);
   return tier;
 }
 
 BackendTier::~BackendTier() {
   Drain();
+  flusher_.reset();
   pool_.reset();
   names_pool_.reset();
   {
@@ -141,14 +88,17 @@ void BackendTier::Drain() {
     ending_.store(true, std::memory_order_relaxed);
     wake_.SignalAll();
   }
+  if (flusher_ != nullptr) flusher_->Stop();
   pool_->Drain();
   names_pool_->Drain();
 }
 
 absl::StatusOr<std::vector<std::string>> BackendTier::MountOptions() const {
   struct statvfs st {};
-  if (fstatvfs(top_->get(), &st) != 0) return ErrnoStatus(absl::StrCat("backend ", path_));
-  std::vector<std::string> options = {"ro"};
+  if (fstatvfs(directories_.top().get(), &st) != 0)
+    return ErrnoStatus(absl::StrCat("backend ", path_));
+  std::vector<std::string> options;
+  if (flusher_ == nullptr) options.push_back("ro");
   if (st.f_flag & ST_NOSUID) options.push_back("nosuid");
   if (st.f_flag & ST_NODEV) options.push_back("nodev");
   if (st.f_flag & ST_NOEXEC) options.push_back("noexec");
@@ -191,9 +141,9 @@ absl::Status BackendTier::FetchNow(const BackendNeed& need) {
   const bool names = need.kind == BackendNeed::kNames;
   const absl::Status status = names ? ImportNow(need.ino) : StageNow(need.ino);
   if (status.ok()) return status;
-  failure_lines_.Log(LogLevel::kWarn,
-                     absl::StrCat(names ? "directory" : "file", " cannot be had from the backend ino=",
-                                  Raw(need.ino), " error=", status.ToString()));
+  failure_lines_.Log(LogLevel::kWarn, absl::StrCat(names ? "directory" : "file",
+                                                   " cannot be had from the backend ino=",
+                                                   Raw(need.ino), " error=", status.ToString()));
   int error = ErrnoOf(status);
   // It is no directory, or no file, any more.
   if (error == ELOOP || error == ENOTDIR || (error == ENXIO && !names)) error = ESTALE;
@@ -204,64 +154,32 @@ absl::Status BackendTier::FetchNow(const BackendNeed& need) {
 
 // ------------------------------------------------------------------ directories
 
-absl::StatusOr<BackendTier::Directory> BackendTier::DirectoryOf(InodeId dir) {
-  // Up to one that is open, and down again.
-  std::vector<std::pair<InodeId, std::string>> way;
-  Directory at;
-  for (InodeId up = dir; at == nullptr;) {
-    if (way.size() > kDepthMax) return PosixError(ELOOP);
-    if (up == kRootInode) {
-      at = top_;
-    } else if (auto known = directories_.Get(up)) {
-      at = *std::move(known);
-    } else {
-      CFS_ASSIGN_OR_RETURN(const InodeRecord record, fs_->RecordNow(up));
-      CFS_ASSIGN_OR_RETURN(BackendIdentity identity,
-                           DecodeBackendIdentity(record.backend_identity));
-      way.emplace_back(up, std::move(identity.name));
-      up = identity.dir;
-    }
-  }
-  for (; !way.empty(); way.pop_back()) {
-    CFS_ASSIGN_OR_RETURN(UniqueFd fd, OpenBackendDirectory(at->get(), way.back().second));
-    at = std::make_shared<UniqueFd>(std::move(fd));
-    directories_.Put(way.back().first, at);
-  }
-  return at;
-}
-
-absl::Status BackendTier::WithDirectory(InodeId dir,
-                                        absl::FunctionRef<absl::Status(int fd)> use) {
-  for (const bool again : {false, true}) {
-    const absl::StatusOr<Directory> directory = DirectoryOf(dir);
-    const absl::Status status = directory.ok() ? use((*directory)->get()) : directory.status();
-    const int error = ErrnoOf(status);
-    // A directory that was opened before may be gone, and another be there.
-    if (again || (error != ENOENT && error != ESTALE)) return status;
-    directories_.Clear();
-  }
-  return absl::OkStatus();
-}
-
 absl::Status BackendTier::ImportNow(InodeId dir) {
+  for (int i = 0;; ++i) {
+    const absl::Status imported = ImportOnce(dir);
+    if (ErrnoOf(imported) != EAGAIN || i == kTriesMax) return imported;
+  }
+}
+
+absl::Status BackendTier::ImportOnce(InodeId dir) {
   CFS_ASSIGN_OR_RETURN(const InodeRecord record, fs_->RecordNow(dir));
   if (!(record.flags & kNotImported)) return absl::OkStatus();
-  return WithDirectory(dir, [&](int fd) -> absl::Status {
+  return directories_.With(dir, [&](int fd) -> absl::Status {
     CFS_ASSIGN_OR_RETURN(const struct statx before, StatBackend(fd, ""));
     CFS_RETURN_IF_ERROR(fs_->BeginImport(dir));
     BucketRecord bucket{0, 0, TimeOf(before.stx_mtime), TimeOf(before.stx_ctime)};
     std::vector<LocalFileSystem::Imported> batch;
     absl::Status status;
     CFS_RETURN_IF_ERROR(ListBackendDirectory(fd, [&](const char* name) {
-      if (dir == kRootInode && absl::string_view(name) == kOwnName) return true;
+      if (dir == kRootInode && absl::string_view(name) == kBackendOwnName) return true;
       if (ending_.load(std::memory_order_relaxed)) status = PosixError(EINTR);
       absl::StatusOr<BackendObject> object = ReadBackendObject(fd, name);
       // Another one by now than when it was looked at first.
       if (ErrnoOf(object.status()) == EINVAL) object = ReadBackendObject(fd, name);
       if (ErrnoOf(object.status()) == ENOENT) return true;  // Gone since it was listed.
       if (!object.ok()) {
-        status = PosixError(ErrnoOf(object.status()),
-                            absl::StrCat("look at ", absl::CHexEscape(name)));
+        status =
+            PosixError(ErrnoOf(object.status()), absl::StrCat("look at ", absl::CHexEscape(name)));
         return false;
       }
       newest_stamp_.store(SteadyClock::now());
@@ -274,6 +192,9 @@ absl::Status BackendTier::ImportNow(InodeId dir) {
     }));
     CFS_RETURN_IF_ERROR(status);
     if (!batch.empty()) CFS_RETURN_IF_ERROR(fs_->Import(dir, std::move(batch), &bucket));
+    // Its place may have been another one's by the time that it was opened.
+    CFS_ASSIGN_OR_RETURN(const InodeRecord now, fs_->RecordNow(dir));
+    if (now.backend_identity != record.backend_identity) return PosixError(EAGAIN);
     CFS_RETURN_IF_ERROR(fs_->EndImport(dir, bucket));
     MutexLock lock(&mutex_);
     ++imported_directories_;
@@ -289,7 +210,7 @@ absl::StatusOr<bool> BackendTier::StageOnce(InodeId ino) {
   if (seen.layout != Layout::kBackend) return true;
   CFS_ASSIGN_OR_RETURN(BackendIdentity identity, DecodeBackendIdentity(seen.backend_identity));
   UniqueFd file;
-  const absl::Status opened = WithDirectory(identity.dir, [&](int fd) -> absl::Status {
+  const absl::Status opened = directories_.With(identity.dir, [&](int fd) -> absl::Status {
     CFS_ASSIGN_OR_RETURN(file, OpenBackendFile(fd, identity.name, O_RDONLY));
     return absl::OkStatus();
   });
@@ -298,6 +219,11 @@ absl::StatusOr<bool> BackendTier::StageOnce(InodeId ino) {
   CFS_ASSIGN_OR_RETURN(const struct statx st, StatBackend(file.get(), "", /*now=*/true));
   if (!S_ISREG(st.stx_mode)) return PosixError(ESTALE, "it is no regular file any more");
   const BackendStamp stamp = StampOf(st);
+  if (flusher_ != nullptr && stamp.number != identity.stamp.number) {
+    // One of its names is another file's by now; it may have others.
+    CFS_ASSIGN_OR_RETURN(const bool found, flusher_->FindLink(ino, identity));
+    if (found) return false;
+  }
   const bool changed = !(identity.stamp == stamp);
   // Who has recorded it has looked before.
   const bool looked = !changed && SteadyClock::now() - kTick > newest_stamp_.load();
@@ -312,7 +238,16 @@ absl::StatusOr<bool> BackendTier::StageOnce(InodeId ino) {
   const absl::StatusOr<struct statx> after = StatBackend(file.get(), "", /*now=*/true);
   InodeRecord staged = seen;
   absl::StatusOr<Xattrs> xattrs;
-  if (changed) {
+  // What was changed here stays, whatever it is there.
+  const bool ours = fs_->IsDirty(ino);
+  if (changed && ours) {
+    newest_stamp_.store(SteadyClock::now());
+    staged.size = st.stx_size;
+    staged.blocks = st.stx_blocks;
+    identity.stamp = stamp;
+  }
+  const bool taken_over = changed && !ours;
+  if (taken_over) {
     newest_stamp_.store(SteadyClock::now());
     FillRecord(st, &staged);
     staged.atime = seen.atime;
@@ -322,21 +257,20 @@ absl::StatusOr<bool> BackendTier::StageOnce(InodeId ino) {
       staged.flags = (seen.flags & ~(kHasAccessAcl | kHasDefaultAcl)) | AclFlags(*xattrs);
     }
   }
-  if (!copied.ok() || !after.ok() || !(StampOf(*after) == stamp) || (changed && !xattrs.ok())) {
+  if (!copied.ok() || !after.ok() || !(StampOf(*after) == stamp) || (taken_over && !xattrs.ok())) {
     fs_->DropStaging(staging);
     if (ErrnoOf(copied.status()) == EAGAIN) return false;
     CFS_RETURN_IF_ERROR(copied.status());
     CFS_RETURN_IF_ERROR(after.status());
-    if (changed) CFS_RETURN_IF_ERROR(xattrs.status());
+    if (taken_over) CFS_RETURN_IF_ERROR(xattrs.status());
     return false;
   }
   staged.backend_identity = Encode(identity);
-  const bool others_may = changed && (staged.mode != seen.mode || staged.uid != seen.uid ||
-                                      staged.gid != seen.gid || seen.flags != 0 ||
-                                      staged.flags != 0);
-  CFS_ASSIGN_OR_RETURN(const bool ended,
-                       fs_->EndStaging(ino, seen, std::move(staged), changed ? &*xattrs : nullptr,
-                                       staging));
+  const bool others_may =
+      taken_over && (staged.mode != seen.mode || staged.uid != seen.uid || staged.gid != seen.gid ||
+                     seen.flags != 0 || staged.flags != 0);
+  CFS_ASSIGN_OR_RETURN(const bool ended, fs_->EndStaging(ino, seen, std::move(staged),
+                                                         taken_over ? &*xattrs : nullptr, staging));
   if (!ended) return false;
   {
     MutexLock lock(&mutex_);
@@ -396,16 +330,18 @@ void BackendTier::RunUpkeep() {
 }
 
 nlohmann::json BackendTier::Status() {
+  nlohmann::json status = flusher_ == nullptr ? nlohmann::json::object() : flusher_->Status();
   MutexLock lock(&mutex_);
-  return {{"path", path_},
-          {"mode", "readonly"},
-          {"imported_directories", imported_directories_},
-          {"imported_entries", imported_entries_},
-          {"staged_files", staged_files_},
-          {"staged_bytes", staged_bytes_},
-          {"fetching", fetching_.size()},
-          {"failures", failures_},
-          {"last_failure", last_failure_.ok() ? "" : last_failure_.ToString()}};
+  status.update({{"path", path_},
+                 {"mode", flusher_ == nullptr ? "readonly" : "writeback"},
+                 {"imported_directories", imported_directories_},
+                 {"imported_entries", imported_entries_},
+                 {"staged_files", staged_files_},
+                 {"staged_bytes", staged_bytes_},
+                 {"fetching", fetching_.size()},
+                 {"failures", failures_},
+                 {"last_failure", last_failure_.ok() ? "" : last_failure_.ToString()}});
+  return status;
 }
 
 }  // namespace cfs

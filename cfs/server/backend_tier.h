@@ -14,11 +14,12 @@
 #include "absl/container/flat_hash_map.h"
 #include "cfs/base/clock.h"
 #include "cfs/base/line_limit.h"
-#include "cfs/base/lru_cache.h"
 #include "cfs/base/mutex.h"
 #include "cfs/base/steady_clock.h"
 #include "cfs/base/thread.h"
 #include "cfs/base/unique_fd.h"
+#include "cfs/server/backend_directories.h"
+#include "cfs/server/flusher.h"
 #include "cfs/server/local_file_system.h"
 #include "cfs/tier/io_pool.h"
 
@@ -26,15 +27,18 @@ namespace cfs {
 
 // Guarantees: a directory is imported whole or not at all; what a file has here is
 // what it had on the backend at some moment since it was asked for. Whoever asks for
-// what is on its way waits for the same. What is on the backend is never changed.
+// what is on its way waits for the same. What is on the backend is changed by the Flusher
+// only, if there is one.
 // A backend that does not answer holds up only what needs it.
 // Thread-safe.
 class BackendTier final : public LocalFileSystem::Fetcher {
  public:
-  // The root of `fs` becomes the directory `path`, or has been it before. `fs` and
-  // `clock` outlive the tier.
+  // `own_name` is that of the store, and no other's. The root of `fs` becomes the directory `path`,
+  // or has been it before. `fs` and `clock` outlive the tier.
   static absl::StatusOr<std::unique_ptr<BackendTier>> Open(const std::string& path,
-                                                           LocalFileSystem* fs, Clock* clock);
+                                                           bool writes_back, LocalFileSystem* fs,
+                                                           Clock* clock,
+                                                           const std::string& own_name);
   // REQUIRES: nobody calls Fetch any more. Waits for what is on its way.
   ~BackendTier() override;
 
@@ -44,12 +48,14 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   // What the mount needs, that nobody may do more than on the backend.
   absl::StatusOr<std::vector<std::string>> MountOptions() const;
   nlohmann::json Status();
+  // Null where the backend is only read.
+  Flusher* flusher() { return flusher_.get(); }
 
  private:
-  using Directory = std::shared_ptr<UniqueFd>;
   using Key = std::pair<int, InodeId>;
 
-  BackendTier(std::string path, LocalFileSystem* fs, Clock* clock, UniqueFd top);
+  BackendTier(std::string path, bool writes_back, LocalFileSystem* fs, Clock* clock, UniqueFd top,
+              std::string own_name);
 
   IoPool* PoolOf(const BackendNeed& need) {
     return need.kind == BackendNeed::kNames ? names_pool_.get() : pool_.get();
@@ -58,13 +64,11 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   bool Pause(std::chrono::nanoseconds duration);
   absl::Status FetchNow(const BackendNeed& need);
   absl::Status ImportNow(InodeId dir);
+  // EAGAIN: it was moved meanwhile.
+  absl::Status ImportOnce(InodeId dir);
   absl::Status StageNow(InodeId ino);
   // One try. False: the object changed meanwhile.
   absl::StatusOr<bool> StageOnce(InodeId ino);
-  // The directory there.
-  absl::StatusOr<Directory> DirectoryOf(InodeId dir);
-  // Runs `use` with it; a second time where it was another one in the meantime.
-  absl::Status WithDirectory(InodeId dir, absl::FunctionRef<absl::Status(int fd)> use);
   void RunUpkeep();
   // What could not be written to the device is dropped, as soon as nobody reads it.
   void DropUnsound(std::vector<InodeId>* unsound);
@@ -72,8 +76,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   const std::string path_;
   LocalFileSystem* const fs_;
   Clock* const clock_;
-  const Directory top_;
-  LruCache<InodeId, Directory> directories_;
+  BackendDirectories directories_;
   // Relaxed: seen soon enough.
   std::atomic<bool> ending_{false};
   LineLimit failure_lines_;
@@ -95,6 +98,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   Thread upkeep_;
   // Nobody who needs a name waits for somebody else's data.
   std::unique_ptr<IoPool> pool_, names_pool_;
+  std::unique_ptr<Flusher> flusher_;
 };
 
 }  // namespace cfs

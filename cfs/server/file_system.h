@@ -148,6 +148,9 @@ class KernelCache {
   virtual void BackingGone(InodeId ino) = 0;
   // What is cached of the directory's listing is no longer true.
   virtual void ListingChanged(InodeId dir) = 0;
+  // What is cached of the name is no longer true. Waits for operations in the directory:
+  // not to be called from within one, nor with a lock.
+  virtual void NameChanged(InodeId dir, absl::string_view name) = 0;
 };
 
 class FileSystem {

@@ -98,7 +98,7 @@ class Fsck::SlotRecords {
     const InodeId ino = InodeOfKey(key);
     if (key[kKindAt] == 'y') {
       if (BackendLinkKey(Raw(ino)) != key) return absl::DataLossError("a link's malformed key");
-      return DecodeInodeNumber(value).status();
+      return DecodeBackendLinks(value).status();
     }
     if (SlotOf(ino) != SlotOfKey(key)) {
       return absl::DataLossError(absl::StrCat("a record in slot ", Raw(SlotOfKey(key))));
@@ -338,6 +338,7 @@ absl::Status Fsck::ReadQueue(FsckStore* store) {
     Slot slot;
     RequestId request;
     TransactionId transaction;
+    absl::string_view name;
     absl::Status malformed;
     if (ParseQueueKey(key, &kind, &ino)) {
       malformed = DecodeBacking(value).status();
@@ -346,11 +347,14 @@ absl::Status Fsck::ReadQueue(FsckStore* store) {
         orphans_.push_back(ino);
       } else if (kind == QueueKind::kOpen) {
         marked_.push_back(ino);
-      } else if (kind == QueueKind::kStaged) {
-        // All that matters is that it is there when power is lost.
+      } else if (kind == QueueKind::kStaged || kind == QueueKind::kDirty ||
+                 kind == QueueKind::kPending) {
+        // What they say, only the backend can tell.
       } else {
         malformed = absl::DataLossError("queue: unknown key");
       }
+    } else if (ParseDirtyNameKey(key, &ino, &name)) {
+      malformed = DecodeDirtyName(value).status();
     } else if (ParseReplyKey(key, &slot, &request)) {
       malformed = DecodeInodeNumber(value).status();
     } else if (!ParsePreparedKey(key, &slot, &transaction) && !ParseOutcomeKey(key, &transaction)) {

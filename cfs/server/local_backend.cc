@@ -19,12 +19,14 @@ namespace cfs {
 namespace {
 
 constexpr size_t kWipedAtOnce = 256;
+constexpr auto kAgreed = Shard::Update::Purpose::kAgreed;
 
 }  // namespace
 
-void LocalFileSystem::SetFetcher(Fetcher* fetcher) {
+void LocalFileSystem::SetFetcher(Fetcher* fetcher, bool writes_back) {
   fetcher_ = fetcher;
   shard_->SetOverBackend();
+  if (writes_back) shard_->SetWriteback(clock_);
 }
 
 absl::StatusOr<InodeRecord> LocalFileSystem::RecordNow(InodeId ino) {
@@ -52,7 +54,7 @@ absl::StatusOr<bool> LocalFileSystem::ImportRoot(Imported root) {
   if (bucket.entries > 0) {
     return absl::FailedPreconditionError("the store has files that are not the backend's");
   }
-  Shard::Update update(shard_.get());
+  Shard::Update update(shard_.get(), kAgreed);
   root.record.parent = kRootInode;
   for (const auto& [name, value] : root.xattrs) {
     AddXattr(kRootInode, name, value, &root.record, &update);
@@ -81,7 +83,7 @@ absl::Status LocalFileSystem::BeginImport(InodeId dir) {
           return left.size() < kWipedAtOnce;
         }));
     if (left.empty()) return absl::OkStatus();
-    Shard::Update update(shard_.get());
+    Shard::Update update(shard_.get(), kAgreed);
     for (const auto& [name, ino] : left) {
       update.DeleteDentry(dir, name);
       const auto record = ReadInode(ino);
@@ -102,16 +104,28 @@ absl::StatusOr<InodeRecord> LocalFileSystem::ReadInode(InodeId ino) const {
 }
 
 absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
-                                     BucketRecord* bucket) {
+                                     BucketRecord* importing) {
   const bool linked = std::ranges::any_of(entries, [](const Imported& entry) {
     return !entry.record.IsDirectory() && entry.record.nlink > 1;
   });
   const MutexLockMaybe links(linked ? &import_links_mutex_ : nullptr);
   // Nobody knows the new inodes.
-  StripeLocks::Hold hold(&shard_->locks(), {dir});
-  Shard::Update update(shard_.get());
+  InodeId linked_to = kNoInode;
+  if (importing == nullptr && linked) {
+    CFS_ASSIGN_OR_RETURN(const BackendIdentity identity,
+                         DecodeBackendIdentity(entries.front().record.backend_identity));
+    const absl::StatusOr<BackendLinks> links_now = LinksByNumber(identity.stamp.number);
+    if (links_now.ok()) linked_to = links_now->ino;
+  }
+  StripeLocks::Hold hold(&shard_->locks(), {dir, linked_to});
+  Shard::Update update(shard_.get(), kAgreed);
+  BucketRecord present;
+  if (importing == nullptr) {
+    CFS_ASSIGN_OR_RETURN(present, shard_->GetBucket(dir));
+  }
+  BucketRecord* const bucket = importing == nullptr ? &present : importing;
   // In this batch.
-  absl::flat_hash_map<uint64_t, InodeId> seen;
+  absl::flat_hash_map<uint64_t, BackendLinks> seen;
   absl::flat_hash_set<std::string> names;
   for (Imported& entry : entries) {
     InodeRecord& record = entry.record;
@@ -128,29 +142,46 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
                            DecodeBackendIdentity(record.backend_identity));
       const std::string key = BackendLinkKey(identity.stamp.number);
       InodeId known = kNoInode;
-      if (const auto it = seen.find(identity.stamp.number); it != seen.end()) {
-        known = it->second;
+      BackendLinks& links = seen[identity.stamp.number];
+      if (links.ino != kNoInode) {
+        known = links.ino;
       } else if (const absl::Status link = store_->Get(Family::kRecords, key, &value);
                  !absl::IsNotFound(link)) {
         CFS_RETURN_IF_ERROR(link);
-        CFS_ASSIGN_OR_RETURN(known, DecodeInodeNumber(value));
-        const auto other = ReadInode(known);
+        CFS_ASSIGN_OR_RETURN(links, DecodeBackendLinks(value));
+        known = links.ino;
+        auto other = ReadInode(known);
         if (!other.ok() && !absl::IsNotFound(other.status())) return other.status();
         // The number may be another object's by now.
-        const auto other_identity = DecodeBackendIdentity(other.ok() ? other->backend_identity : "");
-        if (!other.ok() || other->mode != record.mode || !other_identity.ok() ||
-            !(other_identity->stamp == identity.stamp)) {
+        auto other_identity = DecodeBackendIdentity(other.ok() ? other->backend_identity : "");
+        if (!other.ok() || (other->mode & S_IFMT) != (record.mode & S_IFMT) ||
+            !other_identity.ok() || !SameContent(other_identity->stamp, identity.stamp)) {
           known = kNoInode;
+          links = {};
+        } else if (other_identity->dir == kNoInode && other_identity->name.empty()) {
+          // The name that was known went, and this is where it is now.
+          other_identity->dir = dir;
+          other_identity->name = entry.name;
+          other->backend_identity = Encode(*other_identity);
+          update.PutInode(known, *std::move(other));
         }
       }
-      if (known != kNoInode) {
-        update.PutDentry(dir, entry.name, {known, dentry.type});
-        continue;
+      links.places.push_back({dir, entry.name});
+      const bool first = known == kNoInode;
+      if (!first && importing == nullptr) {
+        // One that it did not count.
+        if (known != linked_to) return PosixError(EAGAIN, "its other names have changed");
+        CFS_ASSIGN_OR_RETURN(InodeRecord other, shard_->GetInode(known));
+        ++other.nlink;
+        update.PutInode(known, std::move(other));
       }
-      CFS_ASSIGN_OR_RETURN(known, ReserveInode(SlotOf(dir)));
-      seen[identity.stamp.number] = known;
-      update.PutRaw(Family::kRecords, key, EncodeInodeNumber(known));
+      if (first) {
+        CFS_ASSIGN_OR_RETURN(links.ino, ReserveInode(SlotOf(dir)));
+        known = links.ino;
+      }
+      update.PutRaw(Family::kRecords, key, Encode(links));
       update.PutDentry(dir, entry.name, {known, dentry.type});
+      if (!first) continue;
       for (const auto& [name, value] : entry.xattrs) AddXattr(known, name, value, &record, &update);
       update.PutInode(known, record);
       continue;
@@ -166,6 +197,11 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
     update.PutInode(ino, record);
     update.PutDentry(dir, entry.name, {ino, dentry.type});
   }
+  if (importing == nullptr) {
+    present.mtime = present.ctime = clock_->Now();
+    update.PutBucket(dir, present);
+    update.PutQueue(QueueKind::kDirty, dir, BackingId(shard_->NextDirtyVersion()));
+  }
   return update.Commit();
 }
 
@@ -173,7 +209,7 @@ absl::Status LocalFileSystem::EndImport(InodeId dir, const BucketRecord& bucket)
   StripeLocks::Hold hold(&shard_->locks(), {dir});
   CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(dir));
   record.flags &= ~uint32_t{kNotImported};
-  Shard::Update update(shard_.get());
+  Shard::Update update(shard_.get(), kAgreed);
   update.PutInode(dir, record);
   update.PutBucket(dir, bucket);
   CFS_RETURN_IF_ERROR(update.Commit());
@@ -227,7 +263,7 @@ absl::StatusOr<bool> LocalFileSystem::EndStaging(InodeId ino, const InodeRecord&
     StripeLocks::Hold hold(&shard_->locks(), {ino});
     CFS_ASSIGN_OR_RETURN(const InodeRecord present, shard_->GetInode(ino));
     if (Encode(present) != Encode(seen)) return false;
-    Shard::Update update(shard_.get());
+    Shard::Update update(shard_.get(), kAgreed);
     if (xattrs != nullptr) {
       CFS_ASSIGN_OR_RETURN(const std::vector<std::string> before, shard_->ListXattrs(ino));
       for (const std::string& name : before) update.DeleteXattr(ino, name);
@@ -249,6 +285,16 @@ absl::StatusOr<bool> LocalFileSystem::EndStaging(InodeId ino, const InodeRecord&
   return true;
 }
 
+absl::Status LocalFileSystem::SyncStaged(InodeId ino, BackingId backing) {
+  const auto fd = chunks_->OpenFile(backing, O_RDONLY);
+  if (!fd.ok()) return ErrnoOf(fd.status()) == ENOENT ? absl::OkStatus() : fd.status();
+  if (fsync(fd->get()) == 0) return absl::OkStatus();
+  const absl::Status failed = ErrnoStatus("sync of what was staged in");
+  MutexLock lock(&unsound_mutex_);
+  unsound_.insert(ino);
+  return failed;
+}
+
 absl::StatusOr<bool> LocalFileSystem::Harden(InodeId ino) {
   const absl::StatusOr<InodeRecord> record = RecordNow(ino);
   if (absl::IsNotFound(record.status())) return true;
@@ -256,14 +302,7 @@ absl::StatusOr<bool> LocalFileSystem::Harden(InodeId ino) {
   if (record->layout != Layout::kWhole) return true;
   const uint64_t settled = chunks_->settled();
   if (Raw(record->backing) >= settled) return false;
-  const auto fd = chunks_->OpenFile(record->backing, O_RDONLY);
-  if (!fd.ok()) return ErrnoOf(fd.status()) == ENOENT ? absl::StatusOr<bool>(true) : fd.status();
-  if (fsync(fd->get()) != 0) {
-    const absl::Status failed = ErrnoStatus("sync of what was staged in");
-    MutexLock lock(&unsound_mutex_);
-    unsound_.insert(ino);
-    return failed;
-  }
+  CFS_RETURN_IF_ERROR(SyncStaged(ino, record->backing));
   // Written before the mark goes, or recovery takes the file for one that no record names.
   CFS_RETURN_IF_ERROR(state_->SetSettled(settled));
   StripeLocks::Hold hold(&shard_->locks(), {ino});
@@ -273,7 +312,7 @@ absl::StatusOr<bool> LocalFileSystem::Harden(InodeId ino) {
     MutexLock lock(&unsound_mutex_);
     if (unsound_.contains(ino)) return PosixError(EIO, "a sync of it has failed before");
   }
-  Shard::Update update(shard_.get());
+  Shard::Update update(shard_.get(), kAgreed);
   update.DeleteQueue(QueueKind::kStaged, ino);
   CFS_RETURN_IF_ERROR(update.Commit());
   return true;
@@ -286,12 +325,14 @@ absl::StatusOr<bool> LocalFileSystem::Evict(InodeId ino) {
   if (open_.Find(ino) != nullptr) return PosixError(EBUSY, "it is open");
   struct stat st;
   CFS_RETURN_IF_ERROR(chunks_->Stat(record.backing, &st));
-  if (!IsClean(record, st)) return PosixError(EBUSY, "it is not on the backend as it is here");
+  if (!IsClean(record, st) || IsDirty(ino)) {
+    return PosixError(EBUSY, "it is not on the backend as it is here");
+  }
   if (record.atime < st.st_atim) record.atime = st.st_atim;
   const BackingId backing = std::exchange(record.backing, kNoBacking);
   record.layout = Layout::kBackend;
   record.home = NodeId{0};
-  Shard::Update update(shard_.get());
+  Shard::Update update(shard_.get(), kAgreed);
   update.PutInode(ino, record);
   update.DeleteQueue(QueueKind::kStaged, ino);
   update.PutDoomed(backing);
@@ -309,7 +350,7 @@ absl::StatusOr<bool> LocalFileSystem::Evict(InodeId ino) {
 
 absl::Status LocalFileSystem::Unstage(InodeId ino, BackingId backing) {
   StripeLocks::Hold hold(&shard_->locks(), {ino});
-  Shard::Update update(shard_.get());
+  Shard::Update update(shard_.get(), kAgreed);
   update.DeleteQueue(QueueKind::kStaged, ino);
   const absl::StatusOr<InodeRecord> record = shard_->GetInode(ino);
   if (!record.ok() && !absl::IsNotFound(record.status())) return record.status();

@@ -82,9 +82,17 @@ absl::Status LocalFileSystem::Truncate(BackingId backing, uint64_t size) const {
 }
 
 absl::Status LocalFileSystem::BeginWriting(InodeId ino, OpenInode* inode, bool* fresh) {
-  if (!inode->marked && !inode->ghost) {
+  // What is written from now on is not on the backend, even if what was written before
+  // is just being brought there.
+  const bool dirties = shard_->writes_back() &&
+                       (!inode->maybe_writer || inode->probed || !IsDirty(ino));
+  if ((!inode->marked || dirties) && !inode->ghost) {
     Shard::Update update(shard_.get());
     update.PutQueue(QueueKind::kOpen, ino, inode->backing);
+    if (dirties) {
+      update.PutQueue(QueueKind::kDirty, ino, BackingId(shard_->NextDirtyVersion()));
+      if (IsSoft(ino)) update.DeleteQueue(QueueKind::kStaged, ino);
+    }
     const absl::Status status = update.Commit();
     if (!status.ok()) {
       if (!inode->open() && !inode->queued) open_.Erase(ino);
@@ -107,7 +115,11 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
   const bool writes = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC);
   if (writes) CFS_RETURN_IF_ERROR(MayChange());
   OpenInode* open;
-  bool fresh = false;
+  bool fresh = false, dirtied = false;
+  BackingId hard = kNoBacking;
+  if (writes) {
+    CFS_ASSIGN_OR_RETURN(hard, HardenForWriting(ino));
+  }
   {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
     // A ghost is opened through /proc/self/fd, after its last name is gone.
@@ -122,6 +134,12 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
     open = open_.FindOrAdd(ino, record->backing);
     open->ghost = ghost;
     if (writes) {
+      // Staged in since: it is to be opened again.
+      if (IsSoft(ino) && record->backing != hard) {
+        if (!open->open() && !open->queued) open_.Erase(ino);
+        return NeedsBackend({BackendNeed::kData, ino});
+      }
+      dirtied = !record->backend_identity.empty() && shard_->writes_back() && !IsDirty(ino);
       CFS_RETURN_IF_ERROR(BeginWriting(ino, open, &fresh));
       ++open->writers;
     } else {
@@ -129,6 +147,16 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
     }
   }
   if (fresh && cache_ != nullptr) cache_->AttrUnstable(ino);
+  // What is written from now on may be on the device before anybody says so: that it is
+  // not on the backend has to be there before.
+  if (dirtied) {
+    const absl::Status synced = SyncMetaNow();
+    if (!synced.ok()) {
+      StripeLocks::Hold hold(&shard_->locks(), {ino});
+      Unpin(ino, open, /*writer=*/true);
+      return PosixError(EIO);
+    }
+  }
   if (flags & O_TRUNC) {
     absl::Status truncated = Truncate(open->backing, 0);
     StripeLocks::Hold hold(&shard_->locks(), {ino});
@@ -154,7 +182,7 @@ void LocalFileSystem::Open(InodeId ino, int flags, bool kill_privileges, Done<Op
   auto finish = [this, ino, flags, kill_privileges, done = std::move(done)]() mutable {
     absl::StatusOr<OpenResult> opened = OpenNow(ino, flags, kill_privileges);
     if (NeedsFetch(opened.status())) {
-      return FetchFirst<OpenResult>(opened.status(), std::move(done),
+      return FetchFirst<Done<OpenResult>>(opened.status(), std::move(done),
                                     [this, ino, flags, kill_privileges](Done<OpenResult> d) {
                                       Open(ino, flags, kill_privileges, std::move(d));
                                     });
@@ -174,6 +202,7 @@ void LocalFileSystem::Open(InodeId ino, int flags, bool kill_privileges, Done<Op
     slow = record.ok() && record->IsRegular() && chunks_->Stat(record->backing, &st).ok() &&
            st.st_blocks > kSlowTruncateBlocks;
   }
+  if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC)) slow |= IsSoft(ino);
   if (slow) return io_->Run(std::move(finish));
   finish();
 }
@@ -252,6 +281,13 @@ void LocalFileSystem::Create(const Caller& caller, InodeId dir, absl::string_vie
                   done(CreateResult{attr, *open});
                 });
   }
+  if (NeedsFetch(created.status())) {
+    return FetchFirst<Done<CreateResult>>(
+        created.status(), std::move(done),
+        [this, caller, dir, name = std::string(name), mode, flags](Done<CreateResult> d) {
+          Create(caller, dir, name, mode, flags, std::move(d));
+        });
+  }
   if (!created.ok()) return done(std::move(created));
   DoneDurably(flags, [this, created = *created, done = std::move(done)](absl::Status s) mutable {
     if (s.ok()) return done(created);
@@ -267,6 +303,10 @@ void LocalFileSystem::CreateUnnamed(const Caller& caller, InodeId dir, uint32_t 
 }
 
 absl::Status LocalFileSystem::EraseOrphan(InodeId ino, const InodeRecord& record, bool marked) {
+  // What is to be taken out of it on the backend is found by its record.
+  if (record.IsDirectory() && !record.backend_identity.empty()) {
+    return absl::OkStatus();
+  }
   Shard::Update update(shard_.get());
   InodeRecord erased = record;
   // What is another node's to free is not doomed here.

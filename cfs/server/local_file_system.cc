@@ -400,22 +400,24 @@ absl::StatusOr<Attr> LocalFileSystem::LookupNow(InodeId dir, absl::string_view n
   }
 }
 
-template <typename T>
-void LocalFileSystem::FetchFirst(const absl::Status& status, Done<T> done,
-                                 absl::AnyInvocable<void(Done<T>)> again) {
+template <typename DoneT>
+void LocalFileSystem::FetchFirst(const absl::Status& status, DoneT done,
+                                 absl::AnyInvocable<void(DoneT)> again) {
   fetcher_->Fetch(*BackendNeedOf(status), [done = std::move(done), again = std::move(again)](
                                               absl::Status fetched) mutable {
     if (!fetched.ok()) return done(std::move(fetched));
     again(std::move(done));
   });
 }
-template void LocalFileSystem::FetchFirst<OpenResult>(
+template void LocalFileSystem::FetchFirst<Done<OpenResult>>(
     const absl::Status&, Done<OpenResult>, absl::AnyInvocable<void(Done<OpenResult>)>);
+template void LocalFileSystem::FetchFirst<Done<CreateResult>>(
+    const absl::Status&, Done<CreateResult>, absl::AnyInvocable<void(Done<CreateResult>)>);
 
 void LocalFileSystem::Lookup(InodeId dir, absl::string_view name, Done<Attr> done) {
   absl::StatusOr<Attr> attr = LookupNow(dir, name);
   if (NeedsFetch(attr.status())) {
-    return FetchFirst<Attr>(
+    return FetchFirst<Done<Attr>>(
         attr.status(), std::move(done),
         [this, dir, name = std::string(name)](Done<Attr> d) { Lookup(dir, name, std::move(d)); });
   }
@@ -563,21 +565,29 @@ absl::StatusOr<Attr> LocalFileSystem::SetAttrNow(InodeId ino, const SetAttrReque
   OpenInode* open;
   BackingId backing;
   bool fresh = false;
+  CFS_ASSIGN_OR_RETURN(const BackingId hard, HardenForWriting(ino));
+  bool dirtied = false;
   {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
     auto found = shard_->GetInode(ino);
     if (absl::IsNotFound(found.status())) return PosixError(ESTALE);
     CFS_ASSIGN_OR_RETURN(InodeRecord record, std::move(found));
     if (!record.IsRegular()) return PosixError(record.IsDirectory() ? EISDIR : EINVAL);
+    if (record.layout == Layout::kBackend) return NeedsBackend({BackendNeed::kData, ino});
     if (record.home != node_) return PosixError(EREMOTE);
     if (record.attr_epoch != attr_epoch_) CFS_RETURN_IF_ERROR(MergeBacking(&record));
     backing = record.backing;
+    // Staged in since: it is to be begun again.
+    if (IsSoft(ino) && backing != hard) return NeedsBackend({BackendNeed::kData, ino});
+    dirtied = !record.backend_identity.empty() && shard_->writes_back() && !IsDirty(ino);
     open = open_.FindOrAdd(ino, backing);
     CFS_RETURN_IF_ERROR(BeginWriting(ino, open, &fresh));
     ++open->writers;
   }
   if (fresh && cache_ != nullptr) cache_->AttrUnstable(ino);
-  const absl::Status truncated = Truncate(backing, request.size);
+  // As in OpenNow.
+  absl::Status truncated = dirtied ? SyncMetaNow() : absl::OkStatus();
+  if (truncated.ok()) truncated = Truncate(backing, request.size);
   StripeLocks::Hold hold(&shard_->locks(), {ino});
   absl::StatusOr<Attr> attr =
       truncated.ok() ? ApplyAttr(ino, request, /*size_changed=*/true) : truncated;
@@ -593,8 +603,19 @@ void LocalFileSystem::SetAttr(InodeId ino, const SetAttrRequest& request, Done<A
     struct stat st;
     slow = record.ok() && record->IsRegular() && chunks_->Stat(record->backing, &st).ok() &&
            st.st_blocks > kSlowTruncateBlocks;
+    slow |= IsSoft(ino);
   }
-  SlowOrNow<Attr>(slow, std::move(done), [this, ino, request] { return SetAttrNow(ino, request); });
+  auto finish = [this, ino, request, done = std::move(done)]() mutable {
+    absl::StatusOr<Attr> attr = SetAttrNow(ino, request);
+    if (NeedsFetch(attr.status())) {
+      return FetchFirst<Done<Attr>>(
+          attr.status(), std::move(done),
+          [this, ino, request](Done<Attr> d) { SetAttr(ino, request, std::move(d)); });
+    }
+    done(std::move(attr));
+  };
+  if (slow) return io_->Run(std::move(finish));
+  finish();
 }
 
 void LocalFileSystem::ReadLink(InodeId ino, Done<std::string> done) {
@@ -627,11 +648,31 @@ absl::StatusOr<Attr> LocalFileSystem::MakeInodeNow(const Caller& caller, InodeId
   return created->IsDirectory() ? AttrOfNewDirectory(ino, *created) : AttrFromRecord(ino, *created);
 }
 
+void LocalFileSystem::MakeNamed(const Caller& caller, InodeId dir, absl::string_view name,
+                                InodeRecord record, Slot slot, Done<Attr> done) {
+  absl::StatusOr<Attr> made = MakeInodeNow(caller, dir, name, record, slot);
+  if (NeedsFetch(made.status())) {
+    return FetchFirst<Done<Attr>>(made.status(), std::move(done),
+                                  [this, caller, dir, name = std::string(name),
+                                   record = std::move(record), slot](Done<Attr> d) {
+                                    MakeNamed(caller, dir, name, record, slot, std::move(d));
+                                  });
+  }
+  done(std::move(made));
+}
+
 void LocalFileSystem::MakeNode(const Caller& caller, InodeId dir, absl::string_view name,
                                uint32_t mode, uint64_t rdev, Done<Attr> done) {
   if (S_ISREG(mode) || (mode & S_IFMT) == 0) {
     auto created = CreateNow(caller, dir, name, S_IFREG | (mode & 07777u), O_RDONLY | O_EXCL,
                              /*unnamed=*/false);
+    if (NeedsFetch(created.status())) {
+      return FetchFirst<Done<Attr>>(
+          created.status(), std::move(done),
+          [this, caller, dir, name = std::string(name), mode, rdev](Done<Attr> d) {
+            MakeNode(caller, dir, name, mode, rdev, std::move(d));
+          });
+    }
     if (!created.ok()) return done(created.status());
     DropRegistration(created->open.registration);
     Release(created->open.handle);
@@ -641,7 +682,7 @@ void LocalFileSystem::MakeNode(const Caller& caller, InodeId dir, absl::string_v
   InodeRecord record;
   record.mode = mode;
   record.rdev = rdev;
-  done(MakeInodeNow(caller, dir, name, std::move(record), SlotOf(dir)));
+  MakeNamed(caller, dir, name, std::move(record), SlotOf(dir), std::move(done));
 }
 
 void LocalFileSystem::MakeDirectory(const Caller& caller, InodeId dir, absl::string_view name,
@@ -653,7 +694,7 @@ void LocalFileSystem::MakeDirectoryIn(Slot slot, const Caller& caller, InodeId d
                                       absl::string_view name, uint32_t mode, Done<Attr> done) {
   InodeRecord record;
   record.mode = S_IFDIR | (mode & 07777u);
-  done(MakeInodeNow(caller, dir, name, std::move(record), slot));
+  MakeNamed(caller, dir, name, std::move(record), slot, std::move(done));
 }
 
 absl::StatusOr<bool> LocalFileSystem::PlacesLocally(InodeId dir) {
@@ -678,7 +719,7 @@ void LocalFileSystem::MakeSymlink(const Caller& caller, InodeId dir, absl::strin
   InodeRecord record;
   record.mode = S_IFLNK | 0777;
   record.target = std::string(target);
-  done(MakeInodeNow(caller, dir, name, std::move(record), SlotOf(dir)));
+  MakeNamed(caller, dir, name, std::move(record), SlotOf(dir), std::move(done));
 }
 
 void LocalFileSystem::Link(InodeId ino, InodeId dir, absl::string_view name, Done<Attr> done) {
@@ -686,6 +727,12 @@ void LocalFileSystem::Link(InodeId ino, InodeId dir, absl::string_view name, Don
   may.Update(RoomToGrow());
   if (!may.ok()) return done(std::move(may));
   auto linked = names_->Link(ino, dir, name);
+  if (NeedsFetch(linked.status())) {
+    return FetchFirst<Done<Attr>>(linked.status(), std::move(done),
+                                  [this, ino, dir, name = std::string(name)](Done<Attr> d) {
+                                    Link(ino, dir, name, std::move(d));
+                                  });
+  }
   if (!linked.ok()) return done(linked.status());
   absl::StatusOr<Attr> attr = GetAttrNow(ino);
   // It is linked, even if another node has it by now, or a transaction.
@@ -763,19 +810,40 @@ void LocalFileSystem::DoneFreeing(const Removed& removed, DoneStatus done) {
 void LocalFileSystem::Unlink(InodeId dir, absl::string_view name, DoneStatus done) {
   if (absl::Status may = MayChange(); !may.ok()) return done(std::move(may));
   const auto removed = names_->Unlink(dir, name);
+  if (NeedsFetch(removed.status())) {
+    return FetchFirst<DoneStatus>(removed.status(), std::move(done),
+                                  [this, dir, name = std::string(name)](DoneStatus d) {
+                                    Unlink(dir, name, std::move(d));
+                                  });
+  }
   if (!removed.ok()) return done(removed.status());
   DoneFreeing(*removed, std::move(done));
 }
 
 void LocalFileSystem::RemoveDirectory(InodeId dir, absl::string_view name, DoneStatus done) {
   if (absl::Status may = MayChange(); !may.ok()) return done(std::move(may));
-  done(names_->RemoveDirectory(dir, name).status());
+  absl::Status removed = names_->RemoveDirectory(dir, name).status();
+  if (NeedsFetch(removed)) {
+    return FetchFirst<DoneStatus>(removed, std::move(done),
+                                  [this, dir, name = std::string(name)](DoneStatus d) {
+                                    RemoveDirectory(dir, name, std::move(d));
+                                  });
+  }
+  done(std::move(removed));
 }
 
 void LocalFileSystem::Rename(InodeId from_dir, absl::string_view from_name, InodeId to_dir,
                              absl::string_view to_name, uint32_t flags, DoneStatus done) {
   if (absl::Status may = MayChange(); !may.ok()) return done(std::move(may));
   const auto renamed = names_->Rename(from_dir, from_name, to_dir, to_name, flags);
+  if (NeedsFetch(renamed.status())) {
+    return FetchFirst<DoneStatus>(
+        renamed.status(), std::move(done),
+        [this, from_dir, from_name = std::string(from_name), to_dir,
+         to_name = std::string(to_name), flags](DoneStatus d) {
+          Rename(from_dir, from_name, to_dir, to_name, flags, std::move(d));
+        });
+  }
   if (!renamed.ok()) return done(renamed.status());
   for (const InodeId moved : renamed->moved) {
     if (moved != kNoInode && cache_ != nullptr) cache_->ListingChanged(moved);
@@ -802,7 +870,7 @@ void LocalFileSystem::List(InodeId dir, uint64_t offset, size_t bytes_max, size_
         return true;
       });
   if (NeedsFetch(status)) {
-    return FetchFirst<std::vector<ListedEntry>>(
+    return FetchFirst<Done<std::vector<ListedEntry>>>(
         status, std::move(done),
         [this, dir, offset, bytes_max, entry_bytes, attributes](Done<std::vector<ListedEntry>> d) {
           List(dir, offset, bytes_max, entry_bytes, attributes, std::move(d));

@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "cfs/base/mutex.h"
 #include "cfs/base/steady_clock.h"
 #include "cfs/base/thread.h"
+#include "cfs/meta/backend_format.h"
 #include "cfs/meta/namespace.h"
 #include "cfs/meta/shard.h"
 #include "cfs/meta/store.h"
@@ -247,7 +249,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     virtual void Fetch(const BackendNeed& need, DoneStatus done) = 0;
   };
   // REQUIRES: before the first operation; `fetcher` outlives the last.
-  void SetFetcher(Fetcher* fetcher);
+  void SetFetcher(Fetcher* fetcher, bool writes_back);
   absl::StatusOr<InodeRecord> RecordNow(InodeId ino);
   struct Imported {
     std::string name;
@@ -259,7 +261,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::StatusOr<bool> ImportRoot(Imported root);
   // Of a directory that is being imported: removes what an import before has left,
   // adds entries (but names that it has already) and counts them in the bucket, and
-  // ends it with that. Nobody sees any of it before.
+  // ends it with that. Nobody sees any of it before. Without a bucket, it was imported.
   absl::Status BeginImport(InodeId dir);
   absl::Status Import(InodeId dir, std::vector<Imported> entries, BucketRecord* bucket);
   absl::Status EndImport(InodeId dir, const BucketRecord& bucket);
@@ -280,6 +282,84 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::StatusOr<bool> Harden(InodeId ino);
   // EBUSY: it is open, or changed. False if it is not here.
   absl::StatusOr<bool> Evict(InodeId ino);
+
+  // ---- For Flusher: what is not on the backend as it is here. Whoever changes the
+  // backend says so afterwards, and nobody else does.
+  struct DirtyPlace {
+    InodeId dir = kNoInode;
+    std::string name;
+    DirtyName mark;
+    // What it is here, as far as that is on the device.
+    InodeId wanted = kNoInode;
+  };
+  struct DirtyInode {
+    InodeId ino = kNoInode;
+    uint64_t version = 0;  // Of the last change: ns since the epoch.
+  };
+  struct Dirty {
+    std::vector<DirtyPlace> names;
+    std::vector<DirtyInode> inodes;
+    std::vector<InodeId> pending;
+  };
+  absl::StatusOr<Dirty> ListDirty();
+  // Rises with each change.
+  uint64_t dirty_version() const { return shard_->dirty_version(); }
+  uint64_t NextDirtyVersion() { return shard_->NextDirtyVersion(); }
+  bool IsDirty(InodeId ino);
+  // kNoInode: there is no such name.
+  absl::StatusOr<InodeId> NameNow(InodeId dir, absl::string_view name);
+  // The names on the backend of an object that has, or had, several.
+  absl::StatusOr<BackendLinks> LinksByNumber(uint64_t number);
+  absl::StatusOr<BackendLinks> LinksOf(uint64_t number, InodeId ino);
+  absl::Status ChangeLinks(uint64_t number, InodeId ino,
+                           const std::optional<BackendLinks::Place>& gone,
+                           const std::optional<BackendLinks::Place>& added);
+  // Of a directory that was imported: what has come to be there since. Names that are here
+  // stay as they are.
+  absl::Status AddImported(InodeId dir, std::vector<Imported> entries);
+  // What the backend has there, or is about to.
+  absl::Status NoteName(InodeId dir, absl::string_view name, const DirtyName& mark);
+  // The name is dirty no longer, unless the backend has something else there.
+  absl::Status EndName(InodeId dir, absl::string_view name);
+  // Nothing: no object is its own (any more), and it needs one.
+  absl::Status SetIdentity(InodeId ino, const std::optional<BackendIdentity>& identity);
+  // Its object, which is there as `stamp` says, is in another place.
+  absl::Status NotePlace(InodeId ino, InodeId dir, absl::string_view name,
+                         const BackendStamp& stamp);
+  // All of an inode, at one moment.
+  struct Outgoing {
+    InodeRecord record;      // As the backing file says.
+    timespec mtime{};
+    Xattrs xattrs;
+    uint64_t version = 0;    // 0: it is not dirty.
+    uint64_t pending = 0;    // The number of the object that was being put in its place.
+    bool data = false;       // What is in the file is not on the backend.
+    bool has_writer = false;
+    UniqueFd fd;             // If `data`.
+    timespec backing_ctime{};
+  };
+  absl::StatusOr<Outgoing> TakeOut(InodeId ino);
+  struct Pending {
+    InodeId ino = kNoInode;
+    uint64_t number = 0;
+  };
+  absl::Status NotePending(const std::vector<Pending>& pending);
+  absl::Status ForgetPending(InodeId ino);
+  // The object has all that was taken; `identity` says how it is now.
+  absl::Status PutOut(InodeId ino, const Outgoing& taken, BackendIdentity identity);
+  // The inode is dirty no longer, unless it has changed since (EAGAIN) or has a writer
+  // (EBUSY).
+  absl::Status EndInode(InodeId ino, uint64_t version);
+  // A directory that was removed is not on the backend any more either.
+  absl::Status ForgetRemoved(InodeId dir);
+  // The name is another one's on the backend, and stays that: what has it here gets the
+  // name `aside` instead (nothing, if there is nothing any more).
+  absl::Status MoveAside(InodeId dir, absl::string_view name, absl::string_view aside,
+                         Imported theirs);
+  // All that is here is on the device; what is said of it is.
+  absl::Status SyncStore();
+  absl::Status SyncMetaNow();
+  absl::StatusOr<bool> IsNameDirty(InodeId dir, absl::string_view name);
 
   nlohmann::json Status();
   nlohmann::json ChunkStatus();
@@ -376,16 +456,23 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   static bool IsClean(const InodeRecord& record, const struct stat& st);
   // The record as the store has it, beside the cache: for inodes that are not locked.
   absl::StatusOr<InodeRecord> ReadInode(InodeId ino) const;
-  // EROFS in front of a backend.
+  // EROFS in front of a backend that is only read.
   absl::Status MayChange() const {
-    return fetcher_ == nullptr ? absl::OkStatus() : PosixError(EROFS);
+    return fetcher_ == nullptr || shard_->writes_back() ? absl::OkStatus() : PosixError(EROFS);
   }
+  // Whether power loss would take what was staged in back to the backend.
+  bool IsSoft(InodeId ino);
+  // Before a file is written that IsSoft: what was written and synced must stay.
+  // Which backing file it was, kNoBacking if there was nothing to do.
+  absl::StatusOr<BackingId> HardenForWriting(InodeId ino);
+  absl::Status SyncStaged(InodeId ino, BackingId backing);
+  // For all that is known; needs the inode's stripe lock.
+  bool HasWriterNow(OpenInode* open) const;
   // After power loss: what was staged in may not have come to the device.
   absl::Status Unstage(InodeId ino, BackingId backing);
   // Runs `again` when the backend has brought what `status` says is needed.
-  template <typename T>
-  void FetchFirst(const absl::Status& status, Done<T> done,
-                  absl::AnyInvocable<void(Done<T>)> again);
+  template <typename DoneT>
+  void FetchFirst(const absl::Status& status, DoneT done, absl::AnyInvocable<void(DoneT)> again);
   bool NeedsFetch(const absl::Status& status) const {
     return fetcher_ != nullptr && BackendNeedOf(status).has_value();
   }
@@ -403,6 +490,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::StatusOr<CreateResult> CreateNow(const Caller& caller, InodeId dir,
                                          absl::string_view name, uint32_t mode, int flags,
                                          bool unnamed);
+  void MakeNamed(const Caller& caller, InodeId dir, absl::string_view name, InodeRecord record,
+                 Slot slot, Done<Attr> done);
   absl::StatusOr<Attr> MakeInodeNow(const Caller& caller, InodeId dir, absl::string_view name,
                                     InodeRecord record, Slot slot);
   // Removes a pool file that no record came to name.

@@ -31,12 +31,16 @@ struct ClusterConfig {
   absl::Duration io_timeout = absl::Seconds(30);
 };
 
+// In the store, when `cfs stop` has ended and something is not on the backend: how much.
+inline constexpr char kUnflushedFile[] = "unflushed";
+
 struct NodeConfig {
   std::string store_dir;   // Absolute.
   std::string mountpoint;  // Absolute, without symbolic links; "": none.
   std::string log_file;    // Absolute: LogToFile was called for it. Else empty.
   ClusterConfig cluster;
   std::string backend;     // Absolute, without symbolic links; "": none.
+  bool backend_readonly = false;
   Feature io_uring = Feature::kAuto;
   Feature passthrough = Feature::kAuto;
   LockMode locks = LockMode::kAuto;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 
@@ -160,6 +161,92 @@ absl::Status ListBackendDirectory(int dir, absl::FunctionRef<bool(const char* na
     if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
     if (!visit(entry->d_name)) return absl::OkStatus();
   }
+}
+
+absl::StatusOr<UniqueFd> CreateBackendFile(int dir, const std::string& name) {
+  for (const bool again : {false, true}) {
+    UniqueFd fd(
+        openat(dir, name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    if (fd.valid()) return fd;
+    if (errno != EEXIST || again || unlinkat(dir, name.c_str(), 0) != 0) return PosixError(errno);
+  }
+  return PosixError(EEXIST);
+}
+
+absl::Status MakeBackendObject(int dir, const std::string& name, uint32_t mode, uint64_t rdev,
+                               const std::string& target) {
+  for (const bool again : {false, true}) {
+    const int made = S_ISDIR(mode)   ? mkdirat(dir, name.c_str(), 0700)
+                     : S_ISLNK(mode) ? symlinkat(target.c_str(), dir, name.c_str())
+                                     : mknodat(dir, name.c_str(), (mode & S_IFMT) | 0600, rdev);
+    if (made == 0) return absl::OkStatus();
+    if (errno != EEXIST || again) return PosixError(errno);
+    if (unlinkat(dir, name.c_str(), 0) != 0 &&
+        (errno != EISDIR || unlinkat(dir, name.c_str(), AT_REMOVEDIR) != 0)) {
+      return PosixError(errno);
+    }
+  }
+  return PosixError(EEXIST);
+}
+
+absl::Status SetBackendMetadata(int dir, const std::string& name, const BackendMetadata& metadata,
+                                const Xattrs& xattrs) {
+  CFS_ASSIGN_OR_RETURN(const BackendObject present, ReadBackendObject(dir, name));
+  const struct statx& st = present.st;
+  if ((st.stx_mode & S_IFMT) != (metadata.mode & S_IFMT)) return PosixError(ESTALE);
+  // Before the mode and capabilities, which it takes away.
+  if ((st.stx_uid != metadata.uid || st.stx_gid != metadata.gid) &&
+      fchownat(dir, name.c_str(), metadata.uid, metadata.gid, AT_SYMLINK_NOFOLLOW) != 0) {
+    return PosixError(errno);
+  }
+  const std::string path = absl::StrCat("/proc/self/fd/", dir, "/", name);
+  const auto none_there = [] { return errno == EOPNOTSUPP || errno == ENOSYS; };
+  for (const auto& [xattr, value] : present.xattrs) {
+    const bool kept = std::ranges::any_of(
+        xattrs, [&xattr = xattr](const auto& wanted) { return wanted.first == xattr; });
+    // Labels that the backend's system gives by itself stay.
+    if (!kept && lremovexattr(path.c_str(), xattr.c_str()) != 0 && errno != ENODATA &&
+        !absl::StartsWith(xattr, "security.") && !none_there()) {
+      return PosixError(errno);
+    }
+  }
+  for (const auto& wanted : xattrs) {
+    const auto& [xattr, value] = wanted;
+    if (!IsOfUse(xattr) || std::ranges::find(present.xattrs, wanted) != present.xattrs.end()) {
+      continue;
+    }
+    // They stay here: what cannot have them there loses none.
+    if (lsetxattr(path.c_str(), xattr.c_str(), value.data(), value.size(), 0) != 0 &&
+        !none_there()) {
+      return PosixError(errno);
+    }
+  }
+  if (!S_ISLNK(metadata.mode) &&
+      fchmodat(dir, name.c_str(), metadata.mode & 07777u, AT_SYMLINK_NOFOLLOW) != 0) {
+    return PosixError(errno);
+  }
+  const timespec times[2] = {metadata.atime, metadata.mtime};
+  if (utimensat(dir, name.c_str(), times, AT_SYMLINK_NOFOLLOW) != 0) return PosixError(errno);
+  return absl::OkStatus();
+}
+
+absl::Status MoveBackendObject(int from, const std::string& from_name, int to,
+                               const std::string& to_name, bool replace) {
+  if (!replace) {
+    if (renameat2(from, from_name.c_str(), to, to_name.c_str(), RENAME_NOREPLACE) == 0) {
+      return absl::OkStatus();
+    }
+    if (errno != EINVAL && errno != ENOSYS) return PosixError(errno);
+    const absl::Status there = StatBackend(to, to_name).status();
+    if (ErrnoOf(there) != ENOENT) return there.ok() ? PosixError(EEXIST) : there;
+  }
+  if (renameat(from, from_name.c_str(), to, to_name.c_str()) != 0) return PosixError(errno);
+  return absl::OkStatus();
+}
+
+absl::Status SyncBackend(int top) {
+  if (syncfs(top) != 0) return ErrnoStatus("sync of the backend");
+  return absl::OkStatus();
 }
 
 absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>& stop) {

@@ -47,6 +47,28 @@ absl::StatusOr<Xattrs> ReadBackendXattrs(int fd);
 // Each name in the directory but "." and "..", in no order, until `visit` returns false.
 absl::Status ListBackendDirectory(int dir, absl::FunctionRef<bool(const char* name)> visit);
 
+// An empty file that only its owner may use. What had the name before is removed.
+absl::StatusOr<UniqueFd> CreateBackendFile(int dir, const std::string& name);
+// Any other object, that only its owner may use. The same.
+absl::Status MakeBackendObject(int dir, const std::string& name, uint32_t mode, uint64_t rdev,
+                               const std::string& target);
+// Gives the object all that `st_mode` and so on say: the owner and the mode, exactly these
+// xattrs (of those of use), and the times.
+struct BackendMetadata {
+  uint32_t mode = 0;
+  uint32_t uid = 0;
+  uint32_t gid = 0;
+  timespec atime{};
+  timespec mtime{};
+};
+absl::Status SetBackendMetadata(int dir, const std::string& name, const BackendMetadata& metadata,
+                                const Xattrs& xattrs);
+// As renameat2(2) with RENAME_NOREPLACE, also where that is not known.
+absl::Status MoveBackendObject(int from, const std::string& from_name, int to,
+                               const std::string& to_name, bool replace);
+// All of the file system is on its devices, and nothing was lost before.
+absl::Status SyncBackend(int top);
+
 // Copies what is in one file to another that is empty; holes stay holes. How many bytes
 // were no hole. EAGAIN: the file has become shorter. EINTR: `stop` is set.
 absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>& stop);

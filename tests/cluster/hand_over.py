@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mount"))
 import harness  # noqa: E402  (It is where the path above says.)
 from arrangement import OPTIONS, OTHERS  # noqa: E402
 from cluster import SLOTS  # noqa: E402
-from harness import (Child, Holder, check, equal, in_child, make, opened, outcome,  # noqa: E402
-                     read, wait_until)
-from names import (FACTOR, IO_TIMEOUT, Names, content, dying_at, need_fault_points,  # noqa: E402
-                   new_cluster, wait_dead)
+from harness import (Child, Holder, check, dying_at, equal, in_child, make,  # noqa: E402
+                     need_fault_points, opened, outcome, read, wait_until)
+from names import FACTOR, IO_TIMEOUT, Names, content, new_cluster, wait_dead  # noqa: E402
 from syscalls import OFD_SETLK, lock  # noqa: E402
 
 

@@ -1,6 +1,5 @@
 """What cases share that change names while nodes come, go and die at named points."""
 
-import contextlib
 import os
 import signal
 import time
@@ -18,24 +17,9 @@ IO_TIMEOUT = 4 * FACTOR
 PACE = 0.1  # Seconds: there has to be work, and all of it is read again by all nodes.
 
 
-@contextlib.contextmanager
-def dying_at(point):
-    """Nodes that are started in here end themselves at the point."""
-    os.environ["CFS_TEST_DIE_AT"] = point
-    try:
-        yield
-    finally:
-        del os.environ["CFS_TEST_DIE_AT"]
-
-
 def new_cluster(t, nodes, late=0, store=None, serve_only=()):
     return Cluster(t.workspace, nodes, t.mode, store=store or t.store, io_timeout=IO_TIMEOUT,
                    late=late, serve_only=serve_only)
-
-
-def need_fault_points():
-    if b"CFS_TEST_DIE_AT" not in Path(harness.BINARY).read_bytes():
-        raise harness.Skip("this build has no fault points")
 
 
 def wait_dead(node, point):

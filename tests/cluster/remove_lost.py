@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mount"))
 import harness  # noqa: E402  (It is where the path above says.)
 from arrangement import OTHERS  # noqa: E402
 from cluster import SLOTS  # noqa: E402
-from harness import (BINARY, Child, cfs, check, equal, expect, make, outcome,  # noqa: E402
-                     read, run_checked, wait_until)
-from names import FACTOR, Names, dying_at, need_fault_points, new_cluster, wait_dead  # noqa: E402
+from harness import (BINARY, Child, cfs, check, dying_at, equal, expect, make,  # noqa: E402
+                     need_fault_points, outcome, read, run_checked, wait_until)
+from names import FACTOR, Names, new_cluster, wait_dead  # noqa: E402
 
 AT_ONCE = 1.5 * FACTOR  # Seconds; the time-out of operations is more than twice that.
 DIRECTORIES = 12  # A node, with as many below each other.

@@ -2,6 +2,7 @@
 // What is taken is, byte for byte, what would be stored.
 #include "cfs/base/check.h"
 #include "cfs/meta/acl.h"
+#include "cfs/meta/backend_format.h"
 #include "cfs/meta/record_format.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -18,6 +19,10 @@ enum Selector : char {
   kDentryKey,
   kQueueKey,
   kDoomedKey,
+  kBackendIdentity,
+  kBackendLinks,
+  kDirtyName,
+  kDirtyNameKey,
   kSelectors,
 };
 
@@ -78,6 +83,16 @@ bool FuzzOne(absl::string_view input) {
       if (!ParseDoomedKey(input, &number)) return false;
       CFS_CHECK(DoomedKey(number) == input);
       return true;
+    case kBackendIdentity:
+      return Check(DecodeBackendIdentity(input), input);
+    case kBackendLinks:
+      return Check(DecodeBackendLinks(input), input);
+    case kDirtyName:
+      return Check(DecodeDirtyName(input), input);
+    case kDirtyNameKey:
+      if (!ParseDirtyNameKey(input, &ino, &name)) return false;
+      CFS_CHECK(!name.empty() && name.data() + name.size() == input.data() + input.size());
+      return true;
     case kSelectors:
       break;
   }
@@ -113,6 +128,10 @@ std::vector<std::string> FuzzSeeds() {
            {kDentryKey, DentryKey(kRootInode, "name")},
            {kQueueKey, QueueKey(QueueKind::kOpen, kRootInode)},
            {kDoomedKey, DoomedKey(BackingId{6})},
+           {kBackendIdentity, Encode(BackendIdentity{kRootInode, "name", {}, {}})},
+           {kBackendLinks, Encode(BackendLinks{kRootInode, {{kRootInode, "a"}, {kRootInode, "b"}}})},
+           {kDirtyName, Encode(DirtyName{.since = 7})},
+           {kDirtyNameKey, DirtyNameKey(kRootInode, "name")},
        }) {
     seeds.push_back(std::string(1, selector) + bytes);
   }

@@ -54,6 +54,8 @@ MODES = {
     "cluster": ["--io-uring=off"],
     # The same, but the node is a client, which stores no files.
     "client": ["--io-uring=off"],
+    # In front of a directory of its own, where the flusher brings all that is made.
+    "backend": ["--io-uring=off"],
 }
 CLUSTER_NODES = 3
 STORES = ("disk", "tmpfs", "loop-ext4", "loop-xfs")
@@ -487,6 +489,21 @@ def kill(pid):
         os.kill(pid, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def dying_at(point):
+    """Nodes that are started in here end themselves at the point."""
+    os.environ["CFS_TEST_DIE_AT"] = point
+    try:
+        yield
+    finally:
+        del os.environ["CFS_TEST_DIE_AT"]
+
+
+def need_fault_points():
+    if b"CFS_TEST_DIE_AT" not in Path(BINARY).read_bytes():
+        raise Skip("this build has no fault points")
+
+
 def stacks(pid):
     """Where each thread of a process waits, for the report of a hang."""
     lines = []
@@ -517,6 +534,7 @@ class Mount:
                  foreground=True):
         self._workspace = workspace
         self._options = [*MODES[mode], *options]
+        self._over_backend = mode == "backend" and "--backend" not in options
         self._uring = Uring() if "--io-uring=on" in self._options else None
         self._store_kind = store
         self._announced = [errors] if errors else []
@@ -563,6 +581,9 @@ class Mount:
         self._cleanup.callback(shutil.rmtree, work, ignore_errors=True)
         self.mnt = f"{work}/mnt"
         os.mkdir(self.mnt)
+        if self._over_backend:
+            os.mkdir(f"{work}/backend")
+            self._options += ["--backend", f"{work}/backend"]
         base = work
         if self._store_kind == "tmpfs":
             base = self._workspace.new_directory("tmpfs")

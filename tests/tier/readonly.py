@@ -21,119 +21,11 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "mount"), str(HERE.parent / "crash")]
 import harness  # noqa: E402  (It is where the path above says.)
 import stage  # noqa: E402
-from harness import (NOBODY, Child, Failure, as_user, case, cfs, check, equal, expect,  # noqa: E402
-                     make, need_root, outcome, read, run_checked, wait_until)
+from harness import (NOBODY, Child, as_user, case, cfs, check, equal, expect, make,  # noqa: E402
+                     need_root, outcome, read, run_checked, wait_until)
+from trees import KEPT_BY_CFS, check_equal, fill, over, tree  # noqa: E402
 
 FACTOR = harness.TIME_FACTOR
-KEPT_BY_CFS = ".cfs"
-
-
-@contextlib.contextmanager
-def over(t, backend=None, **kwargs):
-    """A mount over a directory; what it is over is its `backend`."""
-    if backend is None:
-        backend = t.workspace.new_directory()
-    options = ["--backend", backend, "--backend-mode", "readonly"]
-    with t.new_mount(options=options, **kwargs) as mount:
-        mount.backend = backend
-        yield mount
-
-
-def describe(path, contents):
-    st = os.lstat(path)
-    kind = stat.S_IFMT(st.st_mode)
-    regular, directory = kind == stat.S_IFREG, kind == stat.S_IFDIR
-    found = {
-        "mode": oct(st.st_mode), "owner": (st.st_uid, st.st_gid), "rdev": st.st_rdev,
-        "mtime": st.st_mtime_ns, "ctime": st.st_ctime_ns,
-        "xattrs": {name: os.getxattr(path, name, follow_symlinks=False)
-                   for name in os.listxattr(path, follow_symlinks=False)},
-    }
-    if not directory:
-        found["links"] = st.st_nlink
-    if regular:
-        found["size"] = st.st_size
-    if regular and contents:
-        found["data"] = read(path)
-        found["holes"] = holes(path)
-    if kind == stat.S_IFLNK:
-        found["target"] = os.readlink(path)
-    return found
-
-
-def holes(path):
-    """Where data begins and ends."""
-    edges, at = [], 0
-    with harness.opened(path, os.O_RDONLY) as fd:
-        while True:
-            try:
-                begin = os.lseek(fd, at, os.SEEK_DATA)
-            except OSError:
-                return edges
-            at = os.lseek(fd, begin, os.SEEK_HOLE)
-            edges.append((begin, at))
-
-
-def tree(root, contents=True):
-    """All that can be seen below a directory, by name; bytes, for names are."""
-    found, root = {}, os.fsencode(root)
-    for folder, folders, files in os.walk(root):
-        if folder == root and KEPT_BY_CFS.encode() in folders:
-            folders.remove(KEPT_BY_CFS.encode())
-        for name in folders + files:
-            path = os.path.join(folder, name)
-            found[os.path.relpath(path, root)] = describe(path, contents)
-    return found
-
-
-def check_equal(mount, contents=True):
-    there, here = tree(mount.backend, contents), tree(mount.mnt, contents)
-    equal(sorted(here), sorted(there), "names")
-    for name, wanted in there.items():
-        for what, value in wanted.items():
-            equal(here[name][what], value, f"{what} of {name}")
-
-
-def old(path, seconds=1_000_000_000):
-    os.utime(path, (seconds, seconds), follow_symlinks=False)
-
-
-def fill(backend, files=60, seed=1):
-    """A tree with a bit of everything."""
-    rng = random.Random(seed)
-    folders = [""]
-    for number in range(12):
-        folders.append(os.path.join(rng.choice(folders), f"d{number}"))
-        os.mkdir(f"{backend}/{folders[-1]}")
-    for number in range(files):
-        path = f"{backend}/{rng.choice(folders)}/f{number}"
-        make(path, rng.randbytes(rng.choice((0, 1, 100, 4096, 70_000, 1_500_000))),
-             rng.choice((0o644, 0o600, 0o755, 0o400, 0o4755, 0o000)))
-        if number % 5 == 0:
-            os.setxattr(path, "user.note", rng.randbytes(rng.randrange(100)))
-        if number % 7 == 0:
-            os.chown(path, NOBODY, 1234)
-        if number % 4 == 0:
-            old(path, 1_000_000_000 + number)
-    with open(f"{backend}/sparse", "wb") as f:
-        f.truncate(20_000_000)
-        for at in (3_000_000, 9_999_999):
-            f.seek(at)
-            f.write(b"data")
-    os.symlink("nowhere/at/all", f"{backend}/dangling")
-    os.symlink("f1" * 1000, f"{backend}/long")
-    old(f"{backend}/dangling")
-    os.mkfifo(f"{backend}/fifo", 0o640)
-    os.mknod(f"{backend}/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    make(f"{backend}/{folders[1]}/one", b"of three names")
-    for number, folder in enumerate(folders[2:4]):
-        os.link(f"{backend}/{folders[1]}/one", f"{backend}/{folder}/other{number}")
-    for name in (b"new\nline", b"\xff\xfe", b"n" * 255, b" ", b"-rf", b"a\\b", b"'\""):
-        make(os.path.join(os.fsencode(backend), name), name)
-    run_checked("setfacl", "-m", "u:1234:rw,g:77:r", f"{backend}/{folders[1]}/one")
-    run_checked("setfacl", "-d", "-m", "u:1234:rwx", f"{backend}/{folders[2]}")
-    os.mkdir(f"{backend}/empty")
-    os.mkdir(f"{backend}/{KEPT_BY_CFS}")
 
 
 def status(mount):
@@ -502,7 +394,7 @@ def what_cannot_be_is_refused(t):
         refused(64, "not a directory", "--backend", f"{backend}/f", *readonly)
         refused(64, "below the other", "--backend", os.path.dirname(m.mnt), *readonly)
         refused(64, "below the other", "--backend", f"{m.store}/data", *readonly)
-        refused(64, "does not write", "--backend", backend)
+        refused(64, "writethrough", "--backend", backend, "--backend-mode", "writethrough")
         refused(64, "--backend-mode", "--backend", backend, "--backend-mode", "sometimes")
         refused(64, "of a --backend", *readonly)
         moved = f"{other}/moved"

@@ -3,6 +3,7 @@
 #include "cfs/meta/backend_format.h"
 
 #include "absl/strings/escaping.h"
+#include "cfs/meta/record_format.h"
 #include "gtest/gtest.h"
 
 namespace cfs {
@@ -19,6 +20,48 @@ TEST(BackendFormatTest, BytesAreFrozen) {
             "ffffffffffc99a3b080000000000000009000000"
             "04006e616d65");
   EXPECT_EQ(absl::BytesToHexString(BackendLinkKey(258)), "0330790000000000000102");
+}
+
+TEST(BackendFormatTest, BytesOfWritebackAreFrozen) {
+  const DirtyName mark{9, InodeId(258), Sample().stamp, InodeId(7), 8};
+  EXPECT_EQ(absl::BytesToHexString(Encode(mark)),
+            "0109000000000000000201000000000000"
+            "03000000000000000400000000000000050000000000000006000000f9ffffffffffffffffc99a3b"
+            "07000000000000000800000000000000");
+  EXPECT_EQ(absl::BytesToHexString(Encode(BackendLinks{InodeId(7), {{InodeId(258), "ab"}}})),
+            "010700000000000000020100000000000002006162");
+  // As that of the name, but for the kind.
+  std::string key = DentryKey(InodeId(258), "name");
+  key[2] = 'm';
+  EXPECT_EQ(DirtyNameKey(InodeId(258), "name"), key);
+}
+
+TEST(BackendFormatTest, MarksRoundTrip) {
+  const DirtyName mark{9, InodeId(258), Sample().stamp, InodeId(7), 8};
+  const auto decoded = DecodeDirtyName(Encode(mark));
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(Encode(*decoded), Encode(mark));
+  const BackendLinks links{InodeId(7), {{InodeId(258), "ab"}, {InodeId(3), "c"}}};
+  const auto names = DecodeBackendLinks(Encode(links));
+  ASSERT_TRUE(names.ok()) << names.status();
+  EXPECT_EQ(names->places, links.places);
+  InodeId dir;
+  absl::string_view name;
+  ASSERT_TRUE(ParseDirtyNameKey(DirtyNameKey(InodeId(258), "name"), &dir, &name));
+  EXPECT_EQ(dir, InodeId(258));
+  EXPECT_EQ(name, "name");
+  EXPECT_FALSE(ParseDirtyNameKey(DentryKey(InodeId(258), "name"), &dir, &name));
+}
+
+TEST(BackendFormatTest, DamageOfMarksIsNoticed) {
+  const std::string mark = Encode(DirtyName{.since = 1});
+  for (size_t i = 0; i < mark.size(); ++i) EXPECT_FALSE(DecodeDirtyName(mark.substr(0, i)).ok());
+  EXPECT_FALSE(DecodeDirtyName(mark + "x").ok());
+  const std::string links = Encode(BackendLinks{InodeId(7), {{InodeId(258), "ab"}}});
+  for (size_t i = 0; i < links.size(); ++i) {
+    // Without places it is one, too.
+    EXPECT_EQ(DecodeBackendLinks(links.substr(0, i)).ok(), i == 9) << i;
+  }
 }
 
 TEST(BackendFormatTest, RoundTrips) {
