@@ -163,7 +163,7 @@ SUITES = (
 ALLOWED_SKIPS = (
     ("programs", "not POSIX; cfs has none|marks all mounts|FUSE has no FIEMAP|syncs all file systems"
                  "|fails on ext4 too"),
-    ("hand_over", "has no fault points"),
+    ("hand_over|backend_writeback", "has no fault points"),
     ("remove_lost", "has no fault points|the root directory's slot went along"),
     ("cluster", "with a sanitizer take too much memory"),
     ("writer_rule", "without passthrough nobody writes unseen|with passthrough they go on"),

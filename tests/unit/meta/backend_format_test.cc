@@ -47,7 +47,8 @@ TEST(BackendFormatTest, MarksRoundTrip) {
   EXPECT_EQ(names->places, links.places);
   InodeId dir;
   absl::string_view name;
-  ASSERT_TRUE(ParseDirtyNameKey(DirtyNameKey(InodeId(258), "name"), &dir, &name));
+  const std::string key = DirtyNameKey(InodeId(258), "name");
+  ASSERT_TRUE(ParseDirtyNameKey(key, &dir, &name));
   EXPECT_EQ(dir, InodeId(258));
   EXPECT_EQ(name, "name");
   EXPECT_FALSE(ParseDirtyNameKey(DentryKey(InodeId(258), "name"), &dir, &name));
