@@ -205,8 +205,10 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
       return ErrnoStatus(error, absl::StrCat(store.path(), "/", kBackendFile));
     };
     if (behind.empty()) CFS_RETURN_IF_ERROR(note());
-    auto opened = BackendTier::Open(config.backend, !config.backend_readonly, fs.get(), &clock,
-                                    absl::StrFormat("%016x", store.identity().store_id));
+    auto opened = BackendTier::Open(
+        {config.backend, !config.backend_readonly, config.backend_store_bytes,
+         absl::StrFormat("%016x", store.identity().store_id)},
+        fs.get(), &clock);
     if (!opened.ok()) {
       if (behind.empty()) unlinkat(store_fd.get(), kBackendFile, 0);
       return opened.status();
@@ -244,7 +246,7 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     CFS_RETURN_IF_ERROR(mount->Start());
     fs->SetDaemonIo(!mount->abilities().passthrough);
     fs->Start([&mount](int fd) { return mount->RegisterFresh(fd); });
-    if (tier != nullptr && tier->flusher() != nullptr) tier->flusher()->Start();
+    if (tier != nullptr) tier->Start();
   }
   if (membership != nullptr) CFS_RETURN_IF_ERROR(cluster_part.Serve());
 
@@ -275,7 +277,11 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
       return reply;
     }
     if (verb == "evict") {
-      const auto evicted = fs->Evict(InodeId(UintMember(request, "ino")));
+      const InodeId ino{UintMember(request, "ino")};
+      const auto pinned = fs->IsPinned(ino);
+      if (!pinned.ok()) return ControlError(pinned.status());
+      if (*pinned) return ControlError(PosixError(EBUSY, "it is pinned"));
+      const auto evicted = fs->Evict(ino);
       if (!evicted.ok()) return ControlError(evicted.status());
       return nlohmann::json{{"ok", true}, {"evicted", *evicted}};
     }
@@ -360,7 +366,8 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     if (!finishes) return;
     // For who waits for the end of the process, and cannot ask it.
     const absl::StatusOr<LocalFileSystem::Dirty> dirty = fs->ListDirty();
-    const size_t left = dirty.ok() ? dirty->names.size() + dirty->inodes.size() : 1;
+    const size_t marks = dirty.ok() ? dirty->names.size() + dirty->inodes.size() : 1;
+    const size_t left = marks - std::min<size_t>(marks, tier->flusher()->staying());
     if (left == 0) return;
     const int error = WriteAtomically(store_fd.get(), kUnflushedFile, absl::StrCat(left, "\n"));
     LogError("cfs stop leaves something that is not on the backend left=", left,

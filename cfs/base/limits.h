@@ -47,6 +47,17 @@ inline constexpr uint64_t kSpillShare = 8;
 inline constexpr uint64_t kSpillBytesMax = uint64_t{16} << 30;
 inline constexpr size_t kDoomedFilesMax = 64 << 10;
 
+// A store in front of a backend. When less than the first of these shares of it is free,
+// copies of what is on the backend go, until the second one is. Below the third, or the
+// fourth of a small one, who opens a file for writing writes through the daemon.
+inline constexpr uint64_t kEvictShare = 10;
+inline constexpr uint64_t kEvictedShare = 5;
+inline constexpr uint64_t kDaemonShare = 20;
+inline constexpr uint64_t kDaemonShareOfSmall = 6;
+inline constexpr uint64_t kDaemonBytesOfSmall = 64 << 20;
+// Files of which it is known when they were opened.
+inline constexpr size_t kUsedFilesMax = 256 << 10;
+
 // fsck: findings of a kind that are shown, and names of a path.
 inline constexpr uint64_t kFsckFindingsMax = 100;
 inline constexpr size_t kFsckPathNamesMax = 4096;
@@ -114,6 +125,8 @@ inline constexpr size_t kRequestBytesMax = 1 << 20;
 static_assert(kCounterBlock >= 4 * kPoolFiles);
 static_assert(kSpillShare >= kShortSpaceShare && kSpillShare < kGrowthShare);
 static_assert(kSpillBytesMax > kGrowthBytesMax);
+static_assert(kEvictedShare < kEvictShare && kEvictShare < kDaemonShare);
+static_assert(kDaemonShare < kGrowthShare);
 static_assert(kRingLockWaitersMax > 1000);
 static_assert(kCallPayloadBytesMax >= kRequestBytesMax);
 static_assert(kCallPayloadBytesMax >= kMapBytesMax);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cfs/base/error.h"
 #include "cfs/base/log.h"
@@ -27,6 +28,26 @@ bool ParseFeature(const std::string& value, Feature* feature) {
   if (value == "on") return *feature = Feature::kOn, true;
   if (value == "off") return *feature = Feature::kOff, true;
   return false;
+}
+
+// "500M": binary multiples, above 0.
+bool ParseBytes(absl::string_view value, uint64_t* bytes) {
+  constexpr absl::string_view kUnits = "KMGTP";
+  int shift = 0;
+  if (!value.empty()) {
+    const size_t unit = kUnits.find(value.back());
+    if (unit != absl::string_view::npos) {
+      shift = 10 * static_cast<int>(unit + 1);
+      value.remove_suffix(1);
+    }
+  }
+  uint64_t count;
+  if (value.empty() || value.find_first_not_of("0123456789") != absl::string_view::npos ||
+      !absl::SimpleAtoi(value, &count) || count == 0 || count > UINT64_MAX >> (shift + 1)) {
+    return false;
+  }
+  *bytes = count << shift;
+  return true;
 }
 
 bool ParseLocks(const std::string& value, LockMode* locks) {
@@ -129,6 +150,9 @@ absl::StatusOr<std::string> ExistingMountPoint(const std::string& path) {
 absl::Status ResolveBackend(NodeConfig* config, const std::string& mode) {
   if (config->backend.empty()) {
     if (!mode.empty()) return absl::InvalidArgumentError("--backend-mode is of a --backend");
+    if (config->backend_store_bytes != 0) {
+      return absl::InvalidArgumentError("--store-size is of a --backend");
+    }
     return absl::OkStatus();
   }
   if (!config->cluster.listen.empty() || !config->cluster.join.empty()) {
@@ -202,6 +226,10 @@ Verb MountVerb(RunNodeFn run_node) {
             [=](const std::string& value) {
               *backend_mode = value;
               return value == "writeback" || value == "readonly" || value == "writethrough";
+            }},
+           {"store-size", 0, "SIZE", "how much files of the backend take here, as 500G (default: all)",
+            [=](const std::string& value) {
+              return ParseBytes(value, &config->backend_store_bytes);
             }},
        }) {
     verb.options.push_back(std::move(option));

@@ -43,6 +43,7 @@ SyncResult ResultOf(const nlohmann::json& reply) {
   result.done = BoolMember(reply, "done");
   result.left = UintMember(reply, "left");
   result.bytes = UintMember(reply, "bytes");
+  result.stay = UintMember(reply, "stay");
   if (const auto failed = reply.find("failed"); failed != reply.end() && failed->is_array()) {
     for (const nlohmann::json& failure : *failed) {
       result.failed.push_back({StringMember(failure, "path"), StringMember(failure, "error")});
@@ -97,7 +98,12 @@ absl::Status ReportSync(absl::string_view verb, const SyncResult& result) {
   if (result.failed_count > 0) {
     return absl::AbortedError(absl::StrCat(Things(result.failed_count), " not on the backend"));
   }
-  printf("everything is on the backend, %s\n", written.c_str());
+  if (result.stay > 0) {
+    printf("everything is on the backend, %s, but for %" PRIu64 " files of user.cfs.flush=never\n",
+           written.c_str(), result.stay);
+  } else {
+    printf("everything is on the backend, %s\n", written.c_str());
+  }
   return absl::OkStatus();
 }
 

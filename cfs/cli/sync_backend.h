@@ -24,6 +24,7 @@ struct SyncFailure {
 struct SyncResult {
   bool done = false;                // False: the time was over first.
   uint64_t left = 0;                // Things that are still dirty.
+  uint64_t stay = 0;                // Files that stay here because that is wanted.
   uint64_t bytes = 0;               // Of file data, written by now.
   std::vector<SyncFailure> failed;  // The first of them.
   uint64_t failed_count = 0;        // All of them.

@@ -363,7 +363,7 @@ void Mount::FillOpen(const OpenResult& open, fuse_file_info* info) {
     info->parallel_direct_writes = 1;
     return;
   }
-  info->backing_id = passthrough_->Acquire(open.ino, open.registration,
+  info->backing_id = passthrough_->Acquire(open.ino, open.registration, !open.through_daemon,
                                            [&] { return fs_->OpenBacking(open.backing); });
   // Pages of ours would miss what other nodes write.
   info->direct_io = shared_ && info->backing_id == 0;

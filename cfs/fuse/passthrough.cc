@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <utility>
 
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
@@ -51,7 +52,7 @@ std::unique_ptr<BackingRegistry> KernelBackingRegistry(int fuse_fd) {
   return std::make_unique<KernelRegistry>(fuse_fd);
 }
 
-int Passthrough::Acquire(InodeId ino, int registered,
+int Passthrough::Acquire(InodeId ino, int registered, bool wanted,
                          absl::FunctionRef<absl::StatusOr<UniqueFd>()> open) {
   if (!enabled()) return 0;
   Part& part = PartOf(ino);
@@ -61,10 +62,17 @@ int Passthrough::Acquire(InodeId ino, int registered,
   if (!added) {
     // A fresh file has no earlier open.
     CFS_CHECK(registered == 0);
-    if (inode.opens++ == 0) part.idle.erase(inode.idle);
+    if (inode.opens++ == 0) {
+      part.idle.erase(inode.idle);
+      if (!wanted) registry_->Unregister(std::exchange(inode.id, 0));
+    }
     return inode.id;
   }
   inode.opens = 1;
+  if (!wanted) {
+    if (registered != 0) registry_->Unregister(registered);
+    return 0;
+  }
   inode.id = registered;
   if (registered == 0) {
     const absl::StatusOr<UniqueFd> fd = open();

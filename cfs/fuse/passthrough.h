@@ -50,8 +50,9 @@ class Passthrough {
 
   // One more open: the id to answer with, or 0 for I/O through the daemon.
   // `registered` is an id that the file has already (ownership passes), or 0,
-  // and then `open` gives a descriptor to register if one is needed.
-  int Acquire(InodeId ino, int registered,
+  // and then `open` gives a descriptor to register if one is needed. Without `wanted`,
+  // a file that is not open goes through the daemon.
+  int Acquire(InodeId ino, int registered, bool wanted,
               absl::FunctionRef<absl::StatusOr<UniqueFd>()> open);
   // One less. The kernel has ended the I/O of that open before it says so.
   void Release(InodeId ino);

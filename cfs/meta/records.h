@@ -107,10 +107,10 @@ inline bool IsBusy(const absl::Status& status) {
 }
 
 // What is only on the backend has to be brought from there first: what a directory
-// has, or what is in a file.
+// has, or what is in a file. Or something has to go there, for the store is full.
 struct BackendNeed {
-  enum Kind : uint8_t { kNames, kData } kind = kNames;
-  InodeId ino = kNoInode;
+  enum Kind : uint8_t { kNames, kData, kRoom } kind = kNames;
+  InodeId ino = kNoInode;  // Not of kRoom.
 };
 absl::Status NeedsBackend(const BackendNeed& need);
 // Nothing where a status says something else.

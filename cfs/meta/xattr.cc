@@ -6,6 +6,8 @@
 #include <cerrno>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/strip.h"
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/status_macros.h"
@@ -26,6 +28,19 @@ absl::Status CheckXattrName(absl::string_view name) {
 }
 
 constexpr char kCapabilityXattr[] = "security.capability";
+constexpr uint32_t kFlushSecondsMax = 7 * 24 * 3600;
+
+// Of those that mean something to cfs.
+absl::Status CheckXattrValue(const InodeRecord& record, absl::string_view name,
+                             absl::string_view value) {
+  if (name == kPlacementXattr) {
+    if (!record.IsDirectory()) return PosixError(ENOTDIR);
+    if (value != kPlacementLocal && value != kPlacementSpread) return PosixError(EINVAL);
+  }
+  if (name == kPinXattr && value != "0" && value != "1") return PosixError(EINVAL);
+  if (name == kFlushXattr && !ParseFlushPolicy(value)) return PosixError(EINVAL);
+  return absl::OkStatus();
+}
 
 // Presence, without its value.
 absl::StatusOr<bool> Exists(Shard* shard, InodeId ino, const InodeRecord& record,
@@ -38,6 +53,19 @@ absl::StatusOr<bool> Exists(Shard* shard, InodeId ino, const InodeRecord& record
 }
 
 }  // namespace
+
+std::optional<FlushPolicy> ParseFlushPolicy(absl::string_view value) {
+  if (value == "never") return FlushPolicy{true, std::nullopt};
+  if (value == "close") return FlushPolicy{false, 0};
+  uint32_t seconds;
+  // Digits only: SimpleAtoi takes signs and spaces.
+  if (!absl::ConsumeSuffix(&value, "s") || value.empty() ||
+      value.find_first_not_of("0123456789") != absl::string_view::npos ||
+      !absl::SimpleAtoi(value, &seconds) || seconds > kFlushSecondsMax) {
+    return std::nullopt;
+  }
+  return FlushPolicy{false, seconds};
+}
 
 void AddXattr(InodeId ino, absl::string_view name, absl::string_view value, InodeRecord* record,
               Shard::Update* update) {
@@ -94,10 +122,7 @@ absl::Status SetXattr(Shard* shard, Clock* clock, InodeId ino, absl::string_view
   if (!exists && record.xattr_list_bytes + name.size() + 1 > kXattrListBytesMax) {
     return PosixError(ENOSPC);
   }
-  if (name == kPlacementXattr) {
-    if (!record.IsDirectory()) return PosixError(ENOTDIR);
-    if (value != kPlacementLocal && value != kPlacementSpread) return PosixError(EINVAL);
-  }
+  CFS_RETURN_IF_ERROR(CheckXattrValue(record, name, value));
   Shard::Update update(shard, Shard::Update::Purpose::kRequested);
   bool keep = true;
   if (name == kAccessAclXattr) {

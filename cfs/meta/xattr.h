@@ -2,6 +2,8 @@
 #ifndef CFS_META_XATTR_H_
 #define CFS_META_XATTR_H_
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,10 +19,23 @@ namespace cfs {
 inline constexpr char kPlacementXattr[] = "user.cfs.placement";
 inline constexpr char kPlacementLocal[] = "local";
 inline constexpr char kPlacementSpread[] = "spread";
+// Of a file or of what is below a directory, unless something nearer says otherwise:
+// "1" keeps copies of what is on the backend, and "0" does not.
+inline constexpr char kPinXattr[] = "user.cfs.pin";
+// The same: when files go to the backend. "never", "close" (at once when it is closed) or
+// the seconds after a change, as "30s".
+inline constexpr char kFlushXattr[] = "user.cfs.flush";
+
+struct FlushPolicy {
+  bool never = false;
+  std::optional<uint32_t> seconds;  // Nothing: as is usual.
+};
+// Nothing for what is no value of kFlushXattr.
+std::optional<FlushPolicy> ParseFlushPolicy(absl::string_view value);
 
 // Each takes the inode's stripe lock itself. Errors as in xattr(7): ENODATA,
-// EEXIST, ERANGE (name too long), E2BIG, EOPNOTSUPP (no such namespace); of
-// kPlacementXattr also ENOTDIR, and EINVAL for another value.
+// EEXIST, ERANGE (name too long), E2BIG, EOPNOTSUPP (no such namespace); of those
+// above also ENOTDIR, and EINVAL for another value.
 absl::StatusOr<std::string> GetXattr(Shard* shard, InodeId ino, absl::string_view name);
 absl::StatusOr<std::vector<std::string>> ListXattrs(Shard* shard, InodeId ino);
 // An access ACL changes the permission bits too; `clear_setgid` says that the

@@ -37,40 +37,44 @@ constexpr time_t kLately = 60;
 
 }  // namespace
 
-BackendTier::BackendTier(std::string path, bool writes_back, LocalFileSystem* fs, Clock* clock,
-                         UniqueFd top, std::string own_name)
-    : path_(std::move(path)),
+BackendTier::BackendTier(const Options& options, LocalFileSystem* fs, Clock* clock, UniqueFd top)
+    : path_(options.path),
       fs_(fs),
       clock_(clock),
-      directories_(fs, std::move(top), writes_back, std::move(own_name)),
+      directories_(fs, std::move(top), options.writes_back, options.own_name),
       upkeep_([this] { RunUpkeep(); }),
       pool_(std::make_unique<IoPool>(kBackendThreads)),
       names_pool_(std::make_unique<IoPool>(kBackendNameThreads)) {}
 
-absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const std::string& path,
-                                                               bool writes_back,
-                                                               LocalFileSystem* fs, Clock* clock,
-                                                               const std::string& own_name) {
-  CFS_ASSIGN_OR_RETURN(UniqueFd top, OpenBackendTop(path));
+absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const Options& options,
+                                                               LocalFileSystem* fs,
+                                                               Clock* clock) {
+  CFS_ASSIGN_OR_RETURN(UniqueFd top, OpenBackendTop(options.path));
   CFS_ASSIGN_OR_RETURN(BackendObject object, ReadBackendObject(top.get(), ""));
   const absl::StatusOr<bool> bound = fs->ImportRoot(ToImported(kNoInode, "", std::move(object)));
   if (!bound.ok()) {
     return absl::Status(bound.status().code(),
-                        absl::StrCat("backend ", path, ": ", bound.status().message()));
+                        absl::StrCat("backend ", options.path, ": ", bound.status().message()));
   }
-  std::unique_ptr<BackendTier> tier(
-      new BackendTier(path, writes_back, fs, clock, std::move(top), own_name));
-  fs->SetFetcher(tier.get(), writes_back);
-  if (writes_back) {
+  std::unique_ptr<BackendTier> tier(new BackendTier(options, fs, clock, std::move(top)));
+  fs->SetFetcher(tier.get(), options.writes_back);
+  if (options.writes_back) {
     tier->flusher_ = std::make_unique<Flusher>(fs, &tier->directories_);
     CFS_RETURN_IF_ERROR(tier->flusher_->Prepare());
   }
-  LogInfo("backend ", *bound ? "is new to the store" : "is known", " path=", path);
+  tier->evictor_ = std::make_unique<Evictor>(fs, tier->flusher_.get(), options.store_bytes);
+  LogInfo("backend ", *bound ? "is new to the store" : "is known", " path=", options.path);
   return tier;
+}
+
+void BackendTier::Start() {
+  if (flusher_ != nullptr) flusher_->Start();
+  evictor_->Start();
 }
 
 BackendTier::~BackendTier() {
   Drain();
+  evictor_.reset();
   flusher_.reset();
   pool_.reset();
   names_pool_.reset();
@@ -88,6 +92,8 @@ void BackendTier::Drain() {
     ending_.store(true, std::memory_order_relaxed);
     wake_.SignalAll();
   }
+  // Whoever waits for room in it is told.
+  if (evictor_ != nullptr) evictor_->Stop();
   if (flusher_ != nullptr) flusher_->Stop();
   pool_->Drain();
   names_pool_->Drain();
@@ -112,6 +118,7 @@ bool BackendTier::Pause(std::chrono::nanoseconds duration) {
 }
 
 void BackendTier::Fetch(const BackendNeed& need, DoneStatus done) {
+  if (need.kind == BackendNeed::kRoom) return evictor_->MakeRoom(std::move(done));
   const Key key(need.kind, need.ino);
   {
     MutexLock lock(&mutex_);
@@ -139,7 +146,10 @@ void BackendTier::Fetch(const BackendNeed& need, DoneStatus done) {
 absl::Status BackendTier::FetchNow(const BackendNeed& need) {
   if (ending_.load(std::memory_order_relaxed)) return PosixError(EINTR);
   const bool names = need.kind == BackendNeed::kNames;
-  const absl::Status status = names ? ImportNow(need.ino) : StageNow(need.ino);
+  absl::Status status;
+  do {
+    status = names ? ImportNow(need.ino) : StageNow(need.ino);
+  } while (ErrnoOf(status) == ENOSPC && evictor_->MakeRoomNow().ok());
   if (status.ok()) return status;
   failure_lines_.Log(LogLevel::kWarn, absl::StrCat(names ? "directory" : "file",
                                                    " cannot be had from the backend ino=",
@@ -331,6 +341,7 @@ void BackendTier::RunUpkeep() {
 
 nlohmann::json BackendTier::Status() {
   nlohmann::json status = flusher_ == nullptr ? nlohmann::json::object() : flusher_->Status();
+  status.update(evictor_->Status());
   MutexLock lock(&mutex_);
   status.update({{"path", path_},
                  {"mode", flusher_ == nullptr ? "readonly" : "writeback"},
@@ -338,6 +349,7 @@ nlohmann::json BackendTier::Status() {
                  {"imported_entries", imported_entries_},
                  {"staged_files", staged_files_},
                  {"staged_bytes", staged_bytes_},
+                 {"opens", fs_->opens()},
                  {"fetching", fetching_.size()},
                  {"failures", failures_},
                  {"last_failure", last_failure_.ok() ? "" : last_failure_.ToString()}});

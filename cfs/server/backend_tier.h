@@ -19,6 +19,7 @@
 #include "cfs/base/thread.h"
 #include "cfs/base/unique_fd.h"
 #include "cfs/server/backend_directories.h"
+#include "cfs/server/evictor.h"
 #include "cfs/server/flusher.h"
 #include "cfs/server/local_file_system.h"
 #include "cfs/tier/io_pool.h"
@@ -33,15 +34,22 @@ namespace cfs {
 // Thread-safe.
 class BackendTier final : public LocalFileSystem::Fetcher {
  public:
-  // `own_name` is that of the store, and no other's. The root of `fs` becomes the directory `path`,
-  // or has been it before. `fs` and `clock` outlive the tier.
-  static absl::StatusOr<std::unique_ptr<BackendTier>> Open(const std::string& path,
-                                                           bool writes_back, LocalFileSystem* fs,
-                                                           Clock* clock,
-                                                           const std::string& own_name);
+  struct Options {
+    std::string path;
+    bool writes_back = false;
+    uint64_t store_bytes = 0;  // How much files may take here; 0: as much as there is.
+    std::string own_name;      // Of the store, and no other's.
+  };
+  // The root of `fs` becomes the directory `path`, or has been it before. `fs` and `clock`
+  // outlive the tier.
+  static absl::StatusOr<std::unique_ptr<BackendTier>> Open(const Options& options,
+                                                           LocalFileSystem* fs, Clock* clock);
   // REQUIRES: nobody calls Fetch any more. Waits for what is on its way.
   ~BackendTier() override;
 
+  // There is a mount by now, if there is going to be one: what is to be said to the kernel
+  // can be.
+  void Start();
   void Fetch(const BackendNeed& need, DoneStatus done) override;
   // Ends what is on its way, with EINTR; returns when every completion has run.
   void Drain();
@@ -54,8 +62,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
  private:
   using Key = std::pair<int, InodeId>;
 
-  BackendTier(std::string path, bool writes_back, LocalFileSystem* fs, Clock* clock, UniqueFd top,
-              std::string own_name);
+  BackendTier(const Options& options, LocalFileSystem* fs, Clock* clock, UniqueFd top);
 
   IoPool* PoolOf(const BackendNeed& need) {
     return need.kind == BackendNeed::kNames ? names_pool_.get() : pool_.get();
@@ -99,6 +106,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   // Nobody who needs a name waits for somebody else's data.
   std::unique_ptr<IoPool> pool_, names_pool_;
   std::unique_ptr<Flusher> flusher_;
+  std::unique_ptr<Evictor> evictor_;
 };
 
 }  // namespace cfs

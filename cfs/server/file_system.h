@@ -61,6 +61,8 @@ struct OpenResult {
   int registration = 0;
   // The data is another node's: no page of it is kept here.
   bool remote = false;
+  // Not to be passed through, if the file is not open: who writes may have to wait.
+  bool through_daemon = false;
 };
 
 struct CreateResult {

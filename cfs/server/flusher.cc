@@ -28,7 +28,8 @@ namespace {
 constexpr auto kLook = std::chrono::milliseconds(200);
 constexpr auto kBetweenPasses = std::chrono::milliseconds(500);
 // What was changed longer ago is flushed.
-constexpr uint64_t kDelay = 1'000'000'000;
+constexpr uint64_t kSecond = 1'000'000'000;
+constexpr uint64_t kDelay = kSecond;
 constexpr auto kFirstPause = std::chrono::seconds(1);
 constexpr int kPauseDoublings = 5;
 constexpr size_t kTroublesSaid = 100;
@@ -42,8 +43,6 @@ uint64_t Now() {
   clock_gettime(CLOCK_REALTIME_COARSE, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
-
-bool IsYoung(uint64_t since, uint64_t now) { return since + kDelay > now; }
 
 void Lower(uint64_t since, uint64_t* oldest) {
   if (*oldest == 0 || since < *oldest) *oldest = since;
@@ -142,6 +141,43 @@ void Flusher::Run() {
   }
 }
 
+FlushPolicy Flusher::Policies::Of(InodeId ino, const absl::StatusOr<InodeRecord>& record,
+                                  InodeId dir) {
+  const bool own = record.ok() && record->xattr_list_bytes > 0;
+  const auto value = fs_->PolicyOf(own ? ino : kNoInode, dir, kFlushXattr, &known_);
+  return ParseFlushPolicy(value.ok() ? *value : "").value_or(FlushPolicy{});
+}
+
+std::optional<uint64_t> Flusher::Policies::DelayOf(const DirtyPlace& place) {
+  const absl::StatusOr<InodeId> ino = fs_->NameNow(place.dir, place.name);
+  // What was removed follows what is around it.
+  if (!ino.ok() || *ino == kNoInode) return kDelay;
+  const absl::StatusOr<InodeRecord> record = fs_->RecordNow(*ino);
+  const FlushPolicy policy = Of(*ino, record, place.dir);
+  // Names of what is there already do: somebody else may need its place.
+  if (policy.never && record.ok() && record->IsRegular() && record->backend_identity.empty()) {
+    unborn_.insert(*ino);
+    ++marks_;
+    ++files_;
+    return std::nullopt;
+  }
+  return policy.seconds ? *policy.seconds * kSecond : kDelay;
+}
+
+std::optional<uint64_t> Flusher::Policies::DelayOf(InodeId ino) {
+  const absl::StatusOr<InodeRecord> record = fs_->RecordNow(ino);
+  if (!record.ok() || record->nlink == 0) return kDelay;
+  const auto identity = DecodeBackendIdentity(record->backend_identity);
+  const FlushPolicy policy = Of(ino, record, identity.ok() ? identity->dir : kNoInode);
+  const bool unborn = unborn_.contains(ino);
+  if (unborn || (policy.never && record->IsRegular() && identity.ok())) {
+    ++marks_;
+    if (!unborn) ++files_;
+    return std::nullopt;
+  }
+  return policy.seconds ? *policy.seconds * kSecond : kDelay;
+}
+
 bool Flusher::IsHeldBack(const Pass& pass, const std::string& key) const {
   if (pass.all) return false;
   const auto it = pass.troubles.find(key);
@@ -174,14 +210,19 @@ absl::Status Flusher::RunPass(Pass* pass) {
       if (keys.contains(key)) pass->troubles[key] = trouble;
     }
   }
+  Policies policies(fs_);
   for (DirtyPlace& place : dirty.names) {
-    if (!pass->all && IsYoung(place.mark.since, pass->now)) continue;
+    const auto delay = policies.DelayOf(place);
+    if (!delay || (!pass->all && place.mark.since + *delay > pass->now)) continue;
     if (!IsHeldBack(*pass, KeyOf(place))) pass->places.push_back(std::move(place));
   }
   for (const auto& inode : dirty.inodes) {
-    if (!pass->all && IsYoung(inode.version, pass->now)) continue;
+    const auto delay = policies.DelayOf(inode.ino);
+    if (!delay || (!pass->all && inode.version + *delay > pass->now)) continue;
     if (!IsHeldBack(*pass, KeyOf(inode.ino))) pass->inodes.push_back(inode);
   }
+  staying_marks_.store(policies.marks(), std::memory_order_relaxed);
+  staying_files_.store(policies.files(), std::memory_order_relaxed);
   if (!pass->places.empty() || !pass->inodes.empty()) {
     CountLeft(*pass);
     PlaceAll(pass);
@@ -191,7 +232,7 @@ absl::Status Flusher::RunPass(Pass* pass) {
   absl::erase_if(brought_, [&](const auto& each) { return !fs_->IsDirty(each.first); });
   CFS_RETURN_IF_ERROR(CleanOwn(dirty.pending));
   CFS_ASSIGN_OR_RETURN(dirty, fs_->ListDirty());
-  pass->left = !dirty.names.empty() || !dirty.inodes.empty();
+  pass->left = dirty.names.size() + dirty.inodes.size() > policies.marks();
   return absl::OkStatus();
 }
 
@@ -454,6 +495,7 @@ nlohmann::json Flusher::SyncStatus(uint64_t number) {
           {"done", synced_ >= number},
           {"left", left_.load(std::memory_order_relaxed)},
           {"bytes", flushed_bytes_.load(std::memory_order_relaxed)},
+          {"stay", staying_files_.load(std::memory_order_relaxed)},
           {"failed", failed},
           {"failed_count", count}};
 }
@@ -475,6 +517,7 @@ nlohmann::json Flusher::Status() {
   }
   return {{"dirty_names", dirty.ok() ? dirty->names.size() : 0},
           {"dirty_inodes", dirty.ok() ? dirty->inodes.size() : 0},
+          {"never_flushed", staying_files_.load(std::memory_order_relaxed)},
           {"dirty_seconds", oldest > 0 && now > oldest ? (now - oldest) / 1'000'000'000 : 0},
           {"flushed_files", flushed_files_.load(std::memory_order_relaxed)},
           {"flushed_bytes", flushed_bytes_.load(std::memory_order_relaxed)},

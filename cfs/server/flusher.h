@@ -24,6 +24,7 @@
 #include "cfs/base/steady_clock.h"
 #include "cfs/base/thread.h"
 #include "cfs/base/types.h"
+#include "cfs/meta/xattr.h"
 #include "cfs/server/backend_directories.h"
 #include "cfs/server/local_file_system.h"
 #include "cfs/tier/io_pool.h"
@@ -57,6 +58,14 @@ class Flusher {
 
   // Everything that is dirty now is to be flushed at once. The number to ask with.
   uint64_t BeginSync();
+  // Everything that was dirty at BeginSync has been tried.
+  bool HasSynced(uint64_t number) {
+    MutexLock lock(&mutex_);
+    return synced_ >= number;
+  }
+  // Of what is dirty, so much stays dirty because user.cfs.flush says so.
+  uint64_t staying() const { return staying_marks_.load(std::memory_order_relaxed); }
+  uint64_t flushed_bytes() const { return flushed_bytes_.load(std::memory_order_relaxed); }
   nlohmann::json SyncStatus(uint64_t number);
   nlohmann::json Status();
 
@@ -97,6 +106,26 @@ class Flusher {
     absl::Status status;
     int tries = 0;
     SteadyClock::time_point next;
+  };
+  // What user.cfs.flush says of what is dirty.
+  class Policies {
+   public:
+    explicit Policies(LocalFileSystem* fs) : fs_(fs) {}
+    // When it is to go there, after a change; nothing: it stays here.
+    std::optional<uint64_t> DelayOf(const DirtyPlace& place);
+    std::optional<uint64_t> DelayOf(InodeId ino);
+    // How many marks stay, and of how many files.
+    uint64_t marks() const { return marks_; }
+    uint64_t files() const { return files_; }
+
+   private:
+    FlushPolicy Of(InodeId ino, const absl::StatusOr<InodeRecord>& record, InodeId dir);
+
+    LocalFileSystem* const fs_;
+    LocalFileSystem::KnownPolicies known_;
+    absl::flat_hash_set<InodeId> unborn_;  // Of the places.
+    uint64_t marks_ = 0;
+    uint64_t files_ = 0;
   };
   // One time through all that is dirty.
   struct Pass {
@@ -174,6 +203,8 @@ class Flusher {
   std::atomic<bool> ending_{false};
   std::atomic<uint64_t> flushed_files_{0}, flushed_bytes_{0}, conflicts_{0};
   std::atomic<uint64_t> left_{0};  // In this pass.
+  // By the last one: what stays here because that is wanted.
+  std::atomic<uint64_t> staying_marks_{0}, staying_files_{0};
   LineLimit failure_lines_;
 
   Mutex mutex_;

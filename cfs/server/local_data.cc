@@ -107,7 +107,7 @@ absl::Status LocalFileSystem::BeginWriting(InodeId ino, OpenInode* inode, bool* 
 }
 
 HandleId LocalFileSystem::NewHandle(InodeId ino, OpenInode* inode, int flags) {
-  return HandleId(reinterpret_cast<uint64_t>(new OpenFile{ino, inode, inode->backing, flags}));
+  return HandleOf(new OpenFile{ino, inode, inode->backing, flags});
 }
 
 absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
@@ -170,7 +170,13 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
       return truncated;
     }
   }
-  return OpenResult{NewHandle(ino, open, writes ? flags | O_WRONLY : flags), ino, open->backing, 0};
+  if (fetcher_ != nullptr) {
+    opens_.fetch_add(1, std::memory_order_relaxed);
+    NoteUse(ino);
+  }
+  OpenResult result{NewHandle(ino, open, writes ? flags | O_WRONLY : flags), ino, open->backing};
+  result.through_daemon = writes && WritesThroughDaemon();
+  return result;
 }
 
 void LocalFileSystem::DoneDurably(int flags, absl::AnyInvocable<void(absl::Status)> done) {
@@ -224,7 +230,7 @@ absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, In
                                                         absl::string_view name, uint32_t mode,
                                                         int flags, bool unnamed) {
   CFS_RETURN_IF_ERROR(MayChange());
-  CFS_RETURN_IF_ERROR(RoomToGrow());
+  CFS_RETURN_IF_ERROR(MayGrow());
   CFS_ASSIGN_OR_RETURN(const FreshFile fresh, chunks_->TakeFresh());
   const InodeId ino = MakeInode(SlotOf(dir), Raw(fresh.backing) + state_->inode_lead());
   const bool writes = (flags & O_ACCMODE) != O_RDONLY;
@@ -262,7 +268,9 @@ absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, In
   result.attr = AttrFromRecord(ino, *created);
   result.attr.stable = !writes;
   result.attr.fresh = true;
+  if (fetcher_ != nullptr) NoteUse(ino);
   result.open = {NewHandle(ino, open, flags), ino, fresh.backing, fresh.registration};
+  result.open.through_daemon = writes && WritesThroughDaemon();
   return result;
 }
 
@@ -299,7 +307,15 @@ void LocalFileSystem::Create(const Caller& caller, InodeId dir, absl::string_vie
 
 void LocalFileSystem::CreateUnnamed(const Caller& caller, InodeId dir, uint32_t mode, int flags,
                                     Done<CreateResult> done) {
-  done(CreateNow(caller, dir, "", S_IFREG | (mode & 07777u), flags, /*unnamed=*/true));
+  absl::StatusOr<CreateResult> created =
+      CreateNow(caller, dir, "", S_IFREG | (mode & 07777u), flags, /*unnamed=*/true);
+  if (NeedsFetch(created.status())) {
+    return FetchFirst<Done<CreateResult>>(created.status(), std::move(done),
+                                          [this, caller, dir, mode, flags](Done<CreateResult> d) {
+                                            CreateUnnamed(caller, dir, mode, flags, std::move(d));
+                                          });
+  }
+  done(std::move(created));
 }
 
 absl::Status LocalFileSystem::EraseOrphan(InodeId ino, const InodeRecord& record, bool marked) {
@@ -439,8 +455,21 @@ void LocalFileSystem::Write(HandleId handle, uint64_t offset, WriteMode mode,
   const Descriptor fd = mode.append ? Descriptor(this, file, O_RDWR | O_APPEND)
                                     : Descriptor::ForData(this, file);
   if (!fd.status().ok()) return done(fd.status());
-  absl::StatusOr<size_t> written = source->WriteTo(fd.get(), offset);
-  if (!written.ok()) return done(std::move(written));
+  const bool full = fetcher_ != nullptr && room_.load(std::memory_order_relaxed) == Room::kNone;
+  const absl::StatusOr<size_t> written =
+      full ? PosixError(ENOSPC) : source->WriteTo(fd.get(), offset);
+  if (IsFull(written.status())) {
+    absl::StatusOr<std::shared_ptr<char[]>> bytes = source->Take();
+    if (!bytes.ok()) return done(bytes.status());
+    return WriteWithRoom(handle, offset, mode, *std::move(bytes), source->size(), std::move(done));
+  }
+  if (!written.ok()) return done(written.status());
+  EndWrite(handle, mode, *written, std::move(done));
+}
+
+void LocalFileSystem::EndWrite(HandleId handle, WriteMode mode, size_t written,
+                               Done<size_t> done) {
+  OpenFile* const file = FileOf(handle);
   if (mode.kill_privileges) {
     StripeLocks::Hold hold(&shard_->locks(), {file->ino});
     SetAttrRequest request;
@@ -448,12 +477,33 @@ void LocalFileSystem::Write(HandleId handle, uint64_t offset, WriteMode mode,
     const absl::Status killed = ApplyAttr(file->ino, request, /*size_changed=*/true).status();
     if (!killed.ok()) return done(killed);
   }
-  if (!(file->flags & O_DSYNC)) return done(std::move(written));
+  if (!(file->flags & O_DSYNC)) return done(written);
   Sync(handle, (file->flags & O_SYNC) != O_SYNC,
-       [written = *written, done = std::move(done)](absl::Status s) mutable {
+       [written, done = std::move(done)](absl::Status s) mutable {
          if (!s.ok()) return done(std::move(s));
          done(written);
        });
+}
+
+void LocalFileSystem::WriteWithRoom(HandleId handle, uint64_t offset, WriteMode mode,
+                                    std::shared_ptr<char[]> bytes, size_t size,
+                                    Done<size_t> done) {
+  FetchFirst<Done<size_t>>(
+      NeedsBackend({BackendNeed::kRoom}), std::move(done),
+      [this, handle, offset, mode, bytes = std::move(bytes), size](Done<size_t> d) mutable {
+        io_->Run([this, handle, offset, mode, bytes = std::move(bytes), size,
+                  d = std::move(d)]() mutable {
+          OpenFile* const file = FileOf(handle);
+          const Descriptor fd(this, file, mode.append ? O_RDWR | O_APPEND : O_RDWR);
+          if (!fd.status().ok()) return d(fd.status());
+          const ssize_t written =
+              pwrite(fd.get(), bytes.get(), size, static_cast<off_t>(offset));
+          if (written >= 0) return EndWrite(handle, mode, static_cast<size_t>(written), std::move(d));
+          const absl::Status failed = PosixError(errno);
+          if (!IsFull(failed)) return d(failed);
+          WriteWithRoom(handle, offset, mode, std::move(bytes), size, std::move(d));
+        });
+      });
 }
 
 absl::StatusOr<size_t> LocalFileSystem::ReadInto(HandleId handle, uint64_t offset, char* bytes,
@@ -500,7 +550,13 @@ void LocalFileSystem::Allocate(HandleId handle, int mode, uint64_t offset, uint6
     const Descriptor fd(this, file, O_RDWR);
     if (!fd.status().ok()) return done(fd.status());
     if (fallocate(fd.get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
-      return done(PosixError(errno));
+      const absl::Status failed = PosixError(errno);
+      if (!IsFull(failed)) return done(failed);
+      return FetchFirst<DoneStatus>(
+          NeedsBackend({BackendNeed::kRoom}), std::move(done),
+          [this, file, mode, offset, length, kill_privileges](DoneStatus d) {
+            Allocate(HandleOf(file), mode, offset, length, kill_privileges, std::move(d));
+          });
     }
     if (kill_privileges) {
       StripeLocks::Hold hold(&shard_->locks(), {file->ino});
@@ -523,6 +579,14 @@ void LocalFileSystem::CopyRange(HandleId from, uint64_t from_offset, HandleId to
     off64_t in_at = static_cast<off64_t>(from_offset);
     off64_t out_at = static_cast<off64_t>(to_offset);
     const ssize_t copied = copy_file_range(in.get(), &in_at, out.get(), &out_at, length, 0);
+    if (const absl::Status failed = copied < 0 ? PosixError(errno) : absl::OkStatus();
+        IsFull(failed)) {
+      return FetchFirst<Done<uint64_t>>(
+          NeedsBackend({BackendNeed::kRoom}), std::move(done),
+          [this, from, from_offset, to, to_offset, length](Done<uint64_t> d) {
+            CopyRange(HandleOf(from), from_offset, HandleOf(to), to_offset, length, std::move(d));
+          });
+    }
     if (copied < 0) return done(PosixError(errno));
     done(static_cast<uint64_t>(copied));
   });

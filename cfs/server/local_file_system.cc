@@ -71,7 +71,8 @@ LocalFileSystem::LocalFileSystem(const Options& options, Clock* clock,
       shard_(std::make_unique<Shard>(store_.get(), syncer_.get())),
       names_(std::make_unique<Namespace>(shard_.get(), clock, static_cast<InodeUses*>(this),
                                          /*alone=*/!options.in_cluster)),
-      io_(std::make_unique<IoPool>(kIoThreads)) {}
+      io_(std::make_unique<IoPool>(kIoThreads)),
+      used_(kUsedFilesMax) {}
 
 LocalFileSystem::~LocalFileSystem() {
   if (background_.joinable()) {
@@ -413,6 +414,10 @@ template void LocalFileSystem::FetchFirst<Done<OpenResult>>(
     const absl::Status&, Done<OpenResult>, absl::AnyInvocable<void(Done<OpenResult>)>);
 template void LocalFileSystem::FetchFirst<Done<CreateResult>>(
     const absl::Status&, Done<CreateResult>, absl::AnyInvocable<void(Done<CreateResult>)>);
+template void LocalFileSystem::FetchFirst<Done<size_t>>(const absl::Status&, Done<size_t>,
+                                                        absl::AnyInvocable<void(Done<size_t>)>);
+template void LocalFileSystem::FetchFirst<DoneStatus>(const absl::Status&, DoneStatus,
+                                                      absl::AnyInvocable<void(DoneStatus)>);
 
 void LocalFileSystem::Lookup(InodeId dir, absl::string_view name, Done<Attr> done) {
   absl::StatusOr<Attr> attr = LookupNow(dir, name);
@@ -636,7 +641,7 @@ absl::StatusOr<Attr> LocalFileSystem::MakeInodeNow(const Caller& caller, InodeId
                                                    absl::string_view name, InodeRecord record,
                                                    Slot slot) {
   CFS_RETURN_IF_ERROR(MayChange());
-  CFS_RETURN_IF_ERROR(RoomToGrow());
+  CFS_RETURN_IF_ERROR(MayGrow());
   CFS_ASSIGN_OR_RETURN(const uint64_t counter, state_->Next());
   const InodeId ino = MakeInode(slot, counter + state_->inode_lead());
   if (RequestScope* request = RequestScope::Current()) request->SetInode(ino);
@@ -724,9 +729,8 @@ void LocalFileSystem::MakeSymlink(const Caller& caller, InodeId dir, absl::strin
 
 void LocalFileSystem::Link(InodeId ino, InodeId dir, absl::string_view name, Done<Attr> done) {
   absl::Status may = MayChange();
-  may.Update(RoomToGrow());
-  if (!may.ok()) return done(std::move(may));
-  auto linked = names_->Link(ino, dir, name);
+  may.Update(MayGrow());
+  const absl::StatusOr<InodeRecord> linked = may.ok() ? names_->Link(ino, dir, name) : may;
   if (NeedsFetch(linked.status())) {
     return FetchFirst<Done<Attr>>(linked.status(), std::move(done),
                                   [this, ino, dir, name = std::string(name)](Done<Attr> d) {
@@ -909,7 +913,15 @@ void LocalFileSystem::ListXattrs(InodeId ino, Done<std::vector<std::string>> don
 void LocalFileSystem::SetXattr(InodeId ino, absl::string_view name, absl::string_view value,
                                int flags, bool clear_setgid, DoneStatus done) {
   absl::Status may = MayChange();
-  may.Update(RoomToGrow());
+  may.Update(MayGrow());
+  if (NeedsFetch(may)) {
+    return FetchFirst<DoneStatus>(
+        may, std::move(done),
+        [this, ino, name = std::string(name), value = std::string(value), flags,
+         clear_setgid](DoneStatus d) {
+          SetXattr(ino, name, value, flags, clear_setgid, std::move(d));
+        });
+  }
   if (!may.ok()) return done(std::move(may));
   done(cfs::SetXattr(shard_.get(), clock_, ino, name, value, flags, clear_setgid));
 }

@@ -17,6 +17,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "cfs/base/clock.h"
 #include "cfs/base/error.h"
+#include "cfs/base/lru_cache.h"
 #include "cfs/base/mutex.h"
 #include "cfs/base/steady_clock.h"
 #include "cfs/base/thread.h"
@@ -37,6 +38,10 @@ namespace cfs {
 
 // Bytes of a store that new files may still take before they go to other nodes.
 uint64_t RoomForFiles(const struct statvfs& space);
+
+// So much must be free of a store in front of a backend, or who opens a file for writing
+// writes through the daemon.
+uint64_t DaemonBytes(uint64_t total);
 
 // Guarantees: those of docs/semantics.md. Thread-safe.
 //
@@ -283,6 +288,34 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // EBUSY: it is open, or changed. False if it is not here.
   absl::StatusOr<bool> Evict(InodeId ino);
 
+  // ---- For Evictor: how full the store is, and with what.
+  struct Resident {
+    InodeId ino = kNoInode;
+    InodeId dir = kNoInode;  // Where it is on the backend; kNoInode: nowhere.
+    uint64_t bytes = 0;      // Of the device.
+    time_t used = 0;         // Not after it was used last.
+    bool clean = false;      // As far as that is known.
+    bool has_xattrs = false;
+  };
+  // Every file whose data is here; beside what goes on meanwhile.
+  absl::Status ListResident(absl::FunctionRef<void(const Resident& file)> visit);
+  // Returns when what was evicted and removed before is off the device.
+  void FreeDoomed() { ReapSome(/*all=*/true); }
+  // What the device has left is seen here; this is of a limit below that. At kShort, who
+  // opens a file for writing writes through the daemon, and at kNone waits for room there.
+  enum class Room : uint8_t { kPlenty, kShort, kNone };
+  void SetRoom(Room room) { room_.store(room, std::memory_order_relaxed); }
+  // Of files that were there already.
+  uint64_t opens() const { return opens_.load(std::memory_order_relaxed); }
+  // What an xattr says of an inode that is, or is to be, in the directory: its own, or that
+  // of the nearest directory above; "" if none has it. `known` is what was found before in
+  // the same look. Without locks: the tree may change meanwhile.
+  using KnownPolicies = absl::flat_hash_map<InodeId, std::string>;
+  absl::StatusOr<std::string> PolicyOf(InodeId ino, InodeId dir, absl::string_view xattr,
+                                       KnownPolicies* known);
+  // Whether user.cfs.pin keeps the copy of the file here.
+  absl::StatusOr<bool> IsPinned(InodeId ino);
+
   // ---- For Flusher: what is not on the backend as it is here. Whoever changes the
   // backend says so afterwards, and nobody else does.
   struct DirtyPlace {
@@ -434,6 +467,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   void OnRemoved(const Removed& removed) override;
   bool MayLink(InodeId ino) override;
   static OpenFile* FileOf(HandleId handle) { return reinterpret_cast<OpenFile*>(handle); }
+  static HandleId HandleOf(OpenFile* file) { return HandleId(reinterpret_cast<uint64_t>(file)); }
 
   // The functions below need the inode's stripe lock.
   absl::StatusOr<Attr> AttrOf(InodeId ino, InodeRecord record);
@@ -460,6 +494,20 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::Status MayChange() const {
     return fetcher_ == nullptr || shard_->writes_back() ? absl::OkStatus() : PosixError(EROFS);
   }
+  // As RoomToGrow; where something can go to the backend, what is needed for that.
+  absl::Status MayGrow() const;
+  // ENOSPC that passes when something goes to the backend.
+  bool IsFull(const absl::Status& status) const {
+    return fetcher_ != nullptr && ErrnoOf(status) == ENOSPC;
+  }
+  // Of who opens a file for writing.
+  bool WritesThroughDaemon() const;
+  void NoteUse(InodeId ino) { used_.Put(ino, clock_->Now().tv_sec); }
+  // The rest of a Write, and one that has to wait for room first.
+  void EndWrite(HandleId handle, WriteMode mode, size_t written, Done<size_t> done);
+  void WriteWithRoom(HandleId handle, uint64_t offset, WriteMode mode,
+                     std::shared_ptr<char[]> bytes, size_t size, Done<size_t> done);
+  absl::StatusOr<std::string> OwnPolicy(InodeId ino, absl::string_view xattr);
   // Whether power loss would take what was staged in back to the backend.
   bool IsSoft(InodeId ino);
   // Before a file is written that IsSoft: what was written and synced must stay.
@@ -590,6 +638,12 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::flat_hash_set<BackingId> reserved_ ABSL_GUARDED_BY(reserved_mutex_);
   // Relaxed: a hint, refreshed by the background thread.
   std::atomic<bool> space_is_short_{false};
+
+  // Relaxed: hints of the evictor.
+  std::atomic<Room> room_{Room::kPlenty};
+  std::atomic<uint64_t> opens_{0};
+  // When files were opened, since the start; of those that were longest ago, nothing.
+  LruCache<InodeId, time_t> used_;
 
   // Objects of the backend with several names get one inode. Taken before a stripe.
   Mutex import_links_mutex_;

@@ -41,6 +41,7 @@ struct NodeConfig {
   ClusterConfig cluster;
   std::string backend;     // Absolute, without symbolic links; "": none.
   bool backend_readonly = false;
+  uint64_t backend_store_bytes = 0;  // Of files that the store keeps; 0: what fits.
   Feature io_uring = Feature::kAuto;
   Feature passthrough = Feature::kAuto;
   LockMode locks = LockMode::kAuto;

@@ -42,13 +42,13 @@ absl::StatusOr<UniqueFd> MustNotOpen() {
 TEST(PassthroughTest, AllOpensOfAnInodeShareOneId) {
   FakeRegistry registry;
   Passthrough passthrough(&registry);
-  const int id = passthrough.Acquire(InodeId(5), 0, OpenNull);
+  const int id = passthrough.Acquire(InodeId(5), 0, true, OpenNull);
   EXPECT_GT(id, 0);
-  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, MustNotOpen), id);
+  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, true, MustNotOpen), id);
   passthrough.Release(InodeId(5));
   passthrough.Release(InodeId(5));
   // Kept for the next open, until the file is gone.
-  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, MustNotOpen), id);
+  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, true, MustNotOpen), id);
   passthrough.Drop(InodeId(5));
   EXPECT_EQ(registry.ids.size(), 1u) << "an open file lost its id";
   passthrough.Release(InodeId(5));
@@ -60,19 +60,39 @@ TEST(PassthroughTest, ModeStaysUntilTheLastRelease) {
   FakeRegistry registry;
   Passthrough passthrough(&registry);
   registry.refuse = true;
-  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, OpenNull), 0);
+  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, true, OpenNull), 0);
   registry.refuse = false;
-  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, OpenNull), 0) << "mixed modes are EIO";
+  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, true, OpenNull), 0) << "mixed modes are EIO";
   passthrough.Release(InodeId(5));
   passthrough.Release(InodeId(5));
-  EXPECT_GT(passthrough.Acquire(InodeId(5), 0, OpenNull), 0);
+  EXPECT_GT(passthrough.Acquire(InodeId(5), 0, true, OpenNull), 0);
+}
+
+TEST(PassthroughTest, NotWantedIsThroughTheDaemon) {
+  FakeRegistry registry;
+  Passthrough passthrough(&registry);
+  const int fresh = *registry.Register(0);
+  EXPECT_EQ(passthrough.Acquire(InodeId(5), fresh, false, MustNotOpen), 0);
+  EXPECT_TRUE(registry.ids.empty()) << "the id of a fresh file is not given back";
+  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, true, MustNotOpen), 0) << "mixed modes are EIO";
+  passthrough.Release(InodeId(5));
+  passthrough.Release(InodeId(5));
+  const int id = passthrough.Acquire(InodeId(5), 0, true, OpenNull);
+  EXPECT_GT(id, 0);
+  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, false, MustNotOpen), id) << "mixed modes are EIO";
+  passthrough.Release(InodeId(5));
+  passthrough.Release(InodeId(5));
+  // Kept for the next open, which does not want it.
+  EXPECT_EQ(passthrough.Acquire(InodeId(5), 0, false, MustNotOpen), 0);
+  EXPECT_TRUE(registry.ids.empty());
+  passthrough.Release(InodeId(5));
 }
 
 TEST(PassthroughTest, TakesOverAFreshFilesId) {
   FakeRegistry registry;
   Passthrough passthrough(&registry);
   const int fresh = *registry.Register(0);
-  EXPECT_EQ(passthrough.Acquire(InodeId(9), fresh, MustNotOpen), fresh);
+  EXPECT_EQ(passthrough.Acquire(InodeId(9), fresh, true, MustNotOpen), fresh);
   passthrough.Release(InodeId(9));
   passthrough.Drop(InodeId(9));
   EXPECT_TRUE(registry.ids.empty());
@@ -82,7 +102,7 @@ TEST(PassthroughTest, IdleIdsAreBounded) {
   FakeRegistry registry;
   Passthrough passthrough(&registry);
   for (uint64_t i = 1; i <= 2 * kIdleBackingsMax; ++i) {
-    passthrough.Acquire(InodeId(i), 0, OpenNull);
+    passthrough.Acquire(InodeId(i), 0, true, OpenNull);
     passthrough.Release(InodeId(i));
   }
   EXPECT_LE(registry.ids.size(), kIdleBackingsMax);
@@ -93,7 +113,7 @@ TEST(PassthroughTest, DisabledMeansDaemon) {
   FakeRegistry registry;
   Passthrough passthrough(&registry);
   passthrough.Disable();
-  EXPECT_EQ(passthrough.Acquire(InodeId(1), 0, MustNotOpen), 0);
+  EXPECT_EQ(passthrough.Acquire(InodeId(1), 0, true, MustNotOpen), 0);
   passthrough.Release(InodeId(1));
   EXPECT_TRUE(registry.ids.empty());
 }
@@ -105,8 +125,8 @@ TEST(PassthroughTest, RacingOpensAgreeOnTheId) {
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
       for (int i = 0; i < 2000; ++i) {
-        const int first = passthrough.Acquire(InodeId(7), 0, OpenNull);
-        EXPECT_EQ(passthrough.Acquire(InodeId(7), 0, MustNotOpen), first);
+        const int first = passthrough.Acquire(InodeId(7), 0, true, OpenNull);
+        EXPECT_EQ(passthrough.Acquire(InodeId(7), 0, true, MustNotOpen), first);
         passthrough.Release(InodeId(7));
         passthrough.Release(InodeId(7));
         if (i % 16 == 0) passthrough.Drop(InodeId(7));
