@@ -37,6 +37,7 @@ absl::Status CheckXattrValue(const InodeRecord& record, absl::string_view name,
     if (!record.IsDirectory()) return PosixError(ENOTDIR);
     if (value != kPlacementLocal && value != kPlacementSpread) return PosixError(EINVAL);
   }
+  if (name == kFlushErrorXattr) return PosixError(EPERM);
   if (name == kPinXattr && value != "0" && value != "1") return PosixError(EINVAL);
   if (name == kFlushXattr && !ParseFlushPolicy(value)) return PosixError(EINVAL);
   return absl::OkStatus();

@@ -26,6 +26,10 @@ inline constexpr char kPinXattr[] = "user.cfs.pin";
 // the seconds after a change, as "30s".
 inline constexpr char kFlushXattr[] = "user.cfs.flush";
 
+// Not kept anywhere: why a file could not be brought to the backend, as long as that is so.
+// Cannot be set.
+inline constexpr char kFlushErrorXattr[] = "user.cfs.flush_error";
+
 struct FlushPolicy {
   bool never = false;
   std::optional<uint32_t> seconds;  // Nothing: as is usual.
@@ -35,7 +39,7 @@ std::optional<FlushPolicy> ParseFlushPolicy(absl::string_view value);
 
 // Each takes the inode's stripe lock itself. Errors as in xattr(7): ENODATA,
 // EEXIST, ERANGE (name too long), E2BIG, EOPNOTSUPP (no such namespace); of those
-// above also ENOTDIR, and EINVAL for another value.
+// above also ENOTDIR, EPERM, and EINVAL for another value.
 absl::StatusOr<std::string> GetXattr(Shard* shard, InodeId ino, absl::string_view name);
 absl::StatusOr<std::vector<std::string>> ListXattrs(Shard* shard, InodeId ino);
 // An access ACL changes the permission bits too; `clear_setgid` says that the

@@ -51,6 +51,9 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   // can be.
   void Start();
   void Fetch(const BackendNeed& need, DoneStatus done) override;
+  std::string FlushError(InodeId ino) override {
+    return flusher_ == nullptr ? "" : flusher_->ErrorOf(ino);
+  }
   // Ends what is on its way, with EINTR; returns when every completion has run.
   void Drain();
   // What the mount needs, that nobody may do more than on the backend.

@@ -133,7 +133,9 @@ void Flusher::Run() {
     seen = version;
     left = !status.ok() || pass.left;
     next = SteadyClock::now() + kBetweenPasses;
+    auto errors = ErrorsOf(pass);
     MutexLock lock(&mutex_);
+    errors_.swap(errors);
     troubles_ = std::move(pass.troubles);
     pass_failure_ = status;
     if (all) synced_ = asked;
@@ -479,24 +481,47 @@ uint64_t Flusher::BeginSync() {
   return ++asked_;
 }
 
-nlohmann::json Flusher::SyncStatus(uint64_t number) {
+absl::flat_hash_map<InodeId, std::string> Flusher::ErrorsOf(const Pass& pass) {
+  absl::flat_hash_map<InodeId, std::string> errors;
+  for (const auto& [key, trouble] : pass.troubles) {
+    InodeId ino;
+    absl::string_view name;
+    QueueKind kind;
+    if (ParseDirtyNameKey(key, &ino, &name)) {
+      ino = fs_->NameNow(ino, name).value_or(kNoInode);
+    } else if (!ParseQueueKey(key, &kind, &ino)) {
+      continue;
+    }
+    if (ino != kNoInode) errors[ino] = Say(trouble.status);
+  }
+  return errors;
+}
+
+std::string Flusher::ErrorOf(InodeId ino) {
   MutexLock lock(&mutex_);
+  const auto it = errors_.find(ino);
+  return it == errors_.end() ? "" : it->second;
+}
+
+nlohmann::json Flusher::Failed() {
   nlohmann::json failed = nlohmann::json::array();
   for (const auto& [key, trouble] : troubles_) {
     if (failed.size() == kTroublesSaid) break;
     failed.push_back({{"path", trouble.path}, {"error", Say(trouble.status)}});
   }
-  size_t count = troubles_.size();
-  if (!pass_failure_.ok()) {
-    failed.push_back({{"path", "."}, {"error", Say(pass_failure_)}});
-    ++count;
-  }
+  if (!pass_failure_.ok()) failed.push_back({{"path", "."}, {"error", Say(pass_failure_)}});
+  return failed;
+}
+
+nlohmann::json Flusher::SyncStatus(uint64_t number) {
+  MutexLock lock(&mutex_);
+  const size_t count = troubles_.size() + (pass_failure_.ok() ? 0 : 1);
   return {{"ok", true},
           {"done", synced_ >= number},
           {"left", left_.load(std::memory_order_relaxed)},
           {"bytes", flushed_bytes_.load(std::memory_order_relaxed)},
           {"stay", staying_files_.load(std::memory_order_relaxed)},
-          {"failed", failed},
+          {"failed", Failed()},
           {"failed_count", count}};
 }
 
@@ -522,6 +547,7 @@ nlohmann::json Flusher::Status() {
           {"flushed_files", flushed_files_.load(std::memory_order_relaxed)},
           {"flushed_bytes", flushed_bytes_.load(std::memory_order_relaxed)},
           {"conflicts", conflicts_.load(std::memory_order_relaxed)},
+          {"failed", Failed()},
           {"flush_failures", troubles_.size() + (pass_failure_.ok() ? 0 : 1)},
           {"last_flush_failure",
            last.ok() ? "" : absl::StrCat(path, path.empty() ? "" : ": ", Say(last))}};

@@ -67,6 +67,8 @@ class Flusher {
   uint64_t staying() const { return staying_marks_.load(std::memory_order_relaxed); }
   uint64_t flushed_bytes() const { return flushed_bytes_.load(std::memory_order_relaxed); }
   nlohmann::json SyncStatus(uint64_t number);
+  // Of the last pass, of the inode or a name of it; "" if there was none.
+  std::string ErrorOf(InodeId ino);
   nlohmann::json Status();
 
   // Another name of an object that has several is where it is found from now on. False:
@@ -191,6 +193,8 @@ class Flusher {
   std::string PathOf(InodeId dir, const std::string& name);
   std::string PathOf(InodeId ino);
   void CountLeft(const Pass& pass);
+  absl::flat_hash_map<InodeId, std::string> ErrorsOf(const Pass& pass);
+  nlohmann::json Failed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   LocalFileSystem* const fs_;
   BackendDirectories* const directories_;
@@ -214,6 +218,7 @@ class Flusher {
   CondVar synced_one_;
   bool finishes_ ABSL_GUARDED_BY(mutex_) = false;
   absl::flat_hash_map<std::string, Trouble> troubles_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<InodeId, std::string> errors_ ABSL_GUARDED_BY(mutex_);
   absl::Status pass_failure_ ABSL_GUARDED_BY(mutex_);
 
   IoPool pool_;

@@ -898,6 +898,11 @@ void LocalFileSystem::List(InodeId dir, uint64_t offset, size_t bytes_max, size_
 }
 
 void LocalFileSystem::GetXattr(InodeId ino, absl::string_view name, Done<std::string> done) {
+  if (fetcher_ != nullptr && name == kFlushErrorXattr) {
+    std::string error = fetcher_->FlushError(ino);
+    if (error.empty()) return done(PosixError(ENODATA));
+    return done(std::move(error));
+  }
   absl::StatusOr<std::string> value = cfs::GetXattr(shard_.get(), ino, name);
   // A ghost's attributes went with its record.
   if (absl::IsNotFound(value.status())) value = PosixError(ENODATA);

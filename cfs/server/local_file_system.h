@@ -252,6 +252,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     virtual ~Fetcher() = default;
     // Brings it; OK if the operation that needs it may be tried again.
     virtual void Fetch(const BackendNeed& need, DoneStatus done) = 0;
+    // Why the inode, or a name of it, could not be brought to the backend; "": it could.
+    virtual std::string FlushError(InodeId ino) = 0;
   };
   // REQUIRES: before the first operation; `fetcher` outlives the last.
   void SetFetcher(Fetcher* fetcher, bool writes_back);

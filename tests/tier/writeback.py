@@ -35,6 +35,7 @@ from trees import KEPT_BY_CFS, describe, fill, walk  # noqa: E402
 FACTOR = harness.TIME_FACTOR
 # What the log may say, and how loudly, when the backend refuses something.
 FLUSH_ERRORS = r"(?i)flush|backend"
+FLUSH_ERROR = "user.cfs.flush_error"
 FIFREEZE = 0xC0045877
 MS_SYNC = 4
 # By so much may two file systems differ in where the data of a sparse file is.
@@ -1117,10 +1118,18 @@ def a_full_backend_loses_nothing(t):
         make(f"{m.mnt}/large", data)
         make(f"{m.mnt}/old", data[::-1])
         check_sync_fails(m, "large", "old", os.strerror(errno.ENOSPC))
+        for name in ("large", "old"):
+            said = os.getxattr(f"{m.mnt}/{name}", FLUSH_ERROR).decode()
+            check(os.strerror(errno.ENOSPC) in said, f"error of {name}: {said}")
+            check(FLUSH_ERROR not in os.listxattr(f"{m.mnt}/{name}"), "the error is listed")
+            expect(errno.EPERM, os.setxattr, f"{m.mnt}/{name}", FLUSH_ERROR, b"none")
         equal(read(f"{m.backend}/old"), content("old"), "the old content there")
         check_still_usable(m, "meanwhile")
         said = status(m)
         check(said["dirty_inodes"] >= 2 and said["flush_failures"] >= 1, f"status: {said}")
+        failed = {each["path"]: each["error"] for each in said["failed"]}
+        check(all(os.strerror(errno.ENOSPC) in failed.get(name, "") for name in ("large", "old")),
+              f"failed: {failed}")
         check(os.strerror(errno.ENOSPC) in json.dumps(said["last_flush_failure"]), f"status: {said}")
         check(cfs("evict", f"{m.mnt}/large").returncode != 0, "evict of a dirty file")
         m.stop()
@@ -1131,6 +1140,7 @@ def a_full_backend_loses_nothing(t):
         check_flushed(m)
         equal(read(f"{m.backend}/old"), data[::-1], "the new content there")
         equal(status(m)["flush_failures"], 0, "failures that are left")
+        expect(errno.ENODATA, os.getxattr, f"{m.mnt}/large", FLUSH_ERROR)
 
 
 @case(timeout=90)
