@@ -291,7 +291,12 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
         return ControlError(
             PosixError(EOPNOTSUPP, "there is no backend to bring anything to"));
       }
-      if (verb == "sync_status") return flusher->SyncStatus(UintMember(request, "id"));
+      if (verb == "sync_status") {
+        nlohmann::json reply = flusher->SyncStatus(UintMember(request, "id"));
+        // Conflicts have changed names.
+        if (!fs->NamesTold()) reply["done"] = false;
+        return reply;
+      }
       if (BoolMember(request, "finish")) finishes = true, flusher->FinishAtStop();
       return nlohmann::json{{"ok", true}, {"id", flusher->BeginSync()}};
     }

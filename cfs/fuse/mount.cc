@@ -295,6 +295,12 @@ absl::Status Mount::Wait(absl::FunctionRef<void()> drain) {
     gone_ = true;
   }
   drain();
+  {
+    MutexLock lock(&names_mutex_);
+    names_end_ = true;
+    names_wake_.Signal();
+  }
+  if (names_thread_.joinable()) names_thread_.join();
   // Unmounts, unless that is done, and ends the ring threads.
   fuse_session_unmount(session_);
   fuse_session_destroy(std::exchange(session_, nullptr));
@@ -349,7 +355,34 @@ void Mount::ListingChanged(InodeId dir) {
 }
 
 void Mount::NameChanged(InodeId dir, absl::string_view name) {
-  fuse_lowlevel_notify_inval_entry(session_, Raw(dir), name.data(), name.size());
+  MutexLock lock(&names_mutex_);
+  if (names_end_) return;
+  if (!names_thread_.joinable()) names_thread_ = std::thread([this] { TellNames(); });
+  names_.emplace_back(dir, name);
+  names_wake_.Signal();
+}
+
+bool Mount::NamesTold() {
+  MutexLock lock(&names_mutex_);
+  return names_.empty() && !telling_;
+}
+
+void Mount::TellNames() {
+  NameThread("cfs-names");
+  for (;;) {
+    std::pair<InodeId, std::string> next;
+    {
+      MutexLock lock(&names_mutex_);
+      telling_ = false;
+      while (names_.empty() && !names_end_) names_wake_.Wait(&names_mutex_);
+      if (names_end_) return;
+      next = std::move(names_.front());
+      names_.pop_front();
+      telling_ = true;
+    }
+    const auto& [dir, name] = next;
+    fuse_lowlevel_notify_inval_entry(session_, Raw(dir), name.data(), name.size());
+  }
 }
 
 void Mount::FillOpen(const OpenResult& open, fuse_file_info* info) {

@@ -5,11 +5,13 @@
 #include <fuse_lowlevel.h>
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
@@ -67,12 +69,14 @@ class Mount final : public KernelCache {
   void BackingGone(InodeId ino) override;
   void ListingChanged(InodeId dir) override;
   void NameChanged(InodeId dir, absl::string_view name) override;
+  bool NamesTold() override;
 
  private:
   friend struct Handlers;  // ops.cc: what libfuse calls.
 
   void Work();
   void AwaitSoon();
+  void TellNames();
   void Init(fuse_conn_info* conn);
   // Before names of `dir` change.
   void ListingChanges(InodeId dir) {
@@ -96,6 +100,14 @@ class Mount final : public KernelCache {
   ListedDirectories listed_;
   FuseCounters counters_;
   std::vector<std::thread> threads_;
+  // Names that the kernel is to be told of. It takes the directory's lock for that, which
+  // an operation has that may be waiting for who calls NameChanged.
+  Mutex names_mutex_;
+  CondVar names_wake_;
+  std::deque<std::pair<InodeId, std::string>> names_ ABSL_GUARDED_BY(names_mutex_);
+  bool telling_ ABSL_GUARDED_BY(names_mutex_) = false;
+  bool names_end_ ABSL_GUARDED_BY(names_mutex_) = false;
+  std::thread names_thread_;
   // What the calling thread reads requests into; null on ring threads. Whoever
   // takes its memory leaves null there.
   static thread_local fuse_buf* request_buffer_;

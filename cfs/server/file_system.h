@@ -150,9 +150,11 @@ class KernelCache {
   virtual void BackingGone(InodeId ino) = 0;
   // What is cached of the directory's listing is no longer true.
   virtual void ListingChanged(InodeId dir) = 0;
-  // What is cached of the name is no longer true. Waits for operations in the directory:
-  // not to be called from within one, nor with a lock.
+  // What is cached of the name is no longer true. The kernel is told as soon as no
+  // operation in the directory is under way; nobody waits for that here.
   virtual void NameChanged(InodeId dir, absl::string_view name) = 0;
+  // It was told of all of them.
+  virtual bool NamesTold() = 0;
 };
 
 class FileSystem {

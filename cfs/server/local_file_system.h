@@ -307,6 +307,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // opens a file for writing writes through the daemon, and at kNone waits for room there.
   enum class Room : uint8_t { kPlenty, kShort, kNone };
   void SetRoom(Room room) { room_.store(room, std::memory_order_relaxed); }
+  // The kernel knows of all names that were changed by others.
+  bool NamesTold() { return cache_ == nullptr || cache_->NamesTold(); }
   // Of files that were there already.
   uint64_t opens() const { return opens_.load(std::memory_order_relaxed); }
   // What an xattr says of an inode that is, or is to be, in the directory: its own, or that
