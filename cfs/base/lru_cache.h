@@ -30,6 +30,15 @@ class LruCache {
     return it->second->second;
   }
 
+  // As Get; it is no use of the key.
+  std::optional<Value> Peek(const Key& key) {
+    Part& part = PartOf(key);
+    MutexLock lock(&part.mutex);
+    const auto it = part.index.find(key);
+    if (it == part.index.end()) return std::nullopt;
+    return it->second->second;
+  }
+
   void Put(const Key& key, Value value) {
     Part& part = PartOf(key);
     MutexLock lock(&part.mutex);

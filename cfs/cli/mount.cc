@@ -30,6 +30,8 @@ bool ParseFeature(const std::string& value, Feature* feature) {
   return false;
 }
 
+constexpr uint64_t kStoreBytesMin = 16 << 20;
+
 // "500M": binary multiples, above 0.
 bool ParseBytes(absl::string_view value, uint64_t* bytes) {
   constexpr absl::string_view kUnits = "KMGTP";
@@ -229,7 +231,8 @@ Verb MountVerb(RunNodeFn run_node) {
             }},
            {"store-size", 0, "SIZE", "how much files of the backend take here, as 500G (default: all)",
             [=](const std::string& value) {
-              return ParseBytes(value, &config->backend_store_bytes);
+              return ParseBytes(value, &config->backend_store_bytes) &&
+                     config->backend_store_bytes >= kStoreBytesMin;
             }},
        }) {
     verb.options.push_back(std::move(option));

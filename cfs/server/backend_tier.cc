@@ -147,9 +147,11 @@ absl::Status BackendTier::FetchNow(const BackendNeed& need) {
   if (ending_.load(std::memory_order_relaxed)) return PosixError(EINTR);
   const bool names = need.kind == BackendNeed::kNames;
   absl::Status status;
-  do {
+  for (int i = 0; i < kTriesMax; ++i) {
+    if (!names && fs_->room() == LocalFileSystem::Room::kNone) evictor_->MakeRoomNow().IgnoreError();
     status = names ? ImportNow(need.ino) : StageNow(need.ino);
-  } while (ErrnoOf(status) == ENOSPC && evictor_->MakeRoomNow().ok());
+    if (ErrnoOf(status) != ENOSPC || !evictor_->MakeRoomNow().ok()) break;
+  }
   if (status.ok()) return status;
   failure_lines_.Log(LogLevel::kWarn, absl::StrCat(names ? "directory" : "file",
                                                    " cannot be had from the backend ino=",
@@ -228,6 +230,7 @@ absl::StatusOr<bool> BackendTier::StageOnce(InodeId ino) {
   CFS_RETURN_IF_ERROR(opened);
   CFS_ASSIGN_OR_RETURN(const struct statx st, StatBackend(file.get(), "", /*now=*/true));
   if (!S_ISREG(st.stx_mode)) return PosixError(ESTALE, "it is no regular file any more");
+  if (st.stx_blocks * 512 > evictor_->total()) return PosixError(EFBIG, "it is larger than the store");
   const BackendStamp stamp = StampOf(st);
   if (flusher_ != nullptr && stamp.number != identity.stamp.number) {
     // One of its names is another file's by now; it may have others.

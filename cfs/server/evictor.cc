@@ -30,12 +30,16 @@ constexpr auto kSecond = std::chrono::seconds(1);
 constexpr int kIdleFactor = 10;
 // And counting this one, for what the device says is wrong when others use it, too.
 constexpr int kQuietFactor = 100;
-// A flush that brings nothing in that time brings nothing.
-constexpr auto kNoProgress = std::chrono::seconds(30);
+// A flush that does nothing on the backend in that time hangs.
+constexpr auto kNoProgress = std::chrono::seconds(60);
 // Nothing becomes clean and closed in that time: nothing will.
 constexpr auto kPatience = std::chrono::seconds(2);
 // Who waits for room gets at least this share of what files may take.
 constexpr uint64_t kRoomShare = 50;
+// That more is free than before is worth another try.
+constexpr uint64_t kFreerShare = 1000;
+// Of looks for files that can go, when those that were found could not.
+constexpr int kChoicesMax = 8;
 
 // How much there is to gain by dropping the file.
 double ScoreOf(const Resident& file, time_t now) {
@@ -51,6 +55,7 @@ Evictor::Evictor(LocalFileSystem* fs, Flusher* flusher, uint64_t bytes_max)
 Evictor::~Evictor() { Stop(); }
 
 void Evictor::Start() {
+  if (const auto fill = Look(); fill.ok()) Publish(*fill);
   thread_ = Thread([this] { Run(); });
 }
 
@@ -133,6 +138,11 @@ absl::StatusOr<Evictor::Fill> Evictor::Look() {
   CFS_ASSIGN_OR_RETURN(const struct statvfs space, fs_->Space());
   const uint64_t unit = space.f_frsize;
   Fill fill{space.f_blocks * unit, space.f_bavail * unit, false};
+  // Its inodes may be used up first.
+  if (space.f_files > 0) {
+    const double share = static_cast<double>(space.f_favail) / static_cast<double>(space.f_files);
+    fill.free = std::min(fill.free, static_cast<uint64_t>(static_cast<double>(fill.total) * share));
+  }
   if (bytes_max_ == 0) return fill;
   const uint64_t used = (space.f_blocks - space.f_bfree) * unit;
   const auto estimate = [&] {
@@ -162,7 +172,8 @@ absl::StatusOr<Evictor::Fill> Evictor::Look() {
   return fill;
 }
 
-absl::StatusOr<std::vector<Resident>> Evictor::Choose(uint64_t bytes) {
+absl::StatusOr<std::vector<Resident>> Evictor::Choose(
+    uint64_t bytes, bool open, const absl::flat_hash_set<InodeId>& staying) {
   timespec now_is;
   clock_gettime(CLOCK_REALTIME_COARSE, &now_is);
   const time_t now = now_is.tv_sec;
@@ -175,16 +186,16 @@ absl::StatusOr<std::vector<Resident>> Evictor::Choose(uint64_t bytes) {
   LocalFileSystem::KnownPolicies known;
   absl::Status failed;
   CFS_RETURN_IF_ERROR(fs_->ListResident([&](const Resident& file) {
-    if (!file.clean || file.bytes == 0 || !failed.ok()) return;
-    if (sum >= bytes && !better(file, chosen.top())) return;
-    if (fs_->IsDirty(file.ino)) return;
-    const auto pin =
-        fs_->PolicyOf(file.has_xattrs ? file.ino : kNoInode, file.dir, kPinXattr, &known);
+    if (!file.clean || file.bytes == 0 || (file.open && !open) || !failed.ok()) return;
+    if (sum >= bytes && !chosen.empty() && !better(file, chosen.top())) return;
+    if (staying.contains(file.ino) || fs_->IsDirty(file.ino)) return;
+    const auto pin = fs_->PolicyOf(file.has_xattrs ? file.ino : kNoInode, file.dir, kPinXattr,
+                                   &known);
     if (!pin.ok()) failed = pin.status();
     if (!pin.ok() || *pin == "1") return;
     chosen.push(file);
     sum += file.bytes;
-    while (sum - chosen.top().bytes >= bytes) {
+    while (sum - chosen.top().bytes >= bytes && chosen.size() > 1) {
       sum -= chosen.top().bytes;
       chosen.pop();
     }
@@ -198,21 +209,30 @@ absl::StatusOr<std::vector<Resident>> Evictor::Choose(uint64_t bytes) {
 }
 
 absl::StatusOr<uint64_t> Evictor::Evict(uint64_t bytes) {
-  CFS_ASSIGN_OR_RETURN(const std::vector<Resident> files, Choose(bytes));
   uint64_t evicted = 0, count = 0;
-  for (const Resident& file : files) {
-    {
-      MutexLock lock(&mutex_);
-      if (stopping_) break;
+  absl::flat_hash_set<InodeId> staying;
+  bool open = false;
+  for (int i = 0; i < kChoicesMax && evicted < bytes; ++i) {
+    CFS_ASSIGN_OR_RETURN(const std::vector<Resident> files, Choose(bytes - evicted, open, staying));
+    for (const Resident& file : files) {
+      {
+        MutexLock lock(&mutex_);
+        if (stopping_) break;
+      }
+      const absl::StatusOr<bool> gone = fs_->Evict(file.ino);
+      if (gone.ok() && *gone) {
+        evicted += file.bytes;
+        ++count;
+        continue;
+      }
+      // It is open, or was changed meanwhile: others will do.
+      staying.insert(file.ino);
+      if (!gone.ok() && ErrnoOf(gone.status()) != EBUSY && !absl::IsNotFound(gone.status())) {
+        lines_.Log(LogLevel::kWarn, absl::StrCat("cannot be evicted ino=", Raw(file.ino),
+                                                 " error=", gone.status().ToString()));
+      }
     }
-    const absl::StatusOr<bool> gone = fs_->Evict(file.ino);
-    // It is open, or was changed meanwhile: others will do.
-    if (!gone.ok() && ErrnoOf(gone.status()) != EBUSY && !absl::IsNotFound(gone.status())) {
-      return gone.status();
-    }
-    if (!gone.ok() || !*gone) continue;
-    evicted += file.bytes;
-    ++count;
+    if (files.empty() && std::exchange(open, true)) break;
   }
   if (count == 0) return 0;
   evicted_files_.fetch_add(count, std::memory_order_relaxed);
@@ -221,22 +241,30 @@ absl::StatusOr<uint64_t> Evictor::Evict(uint64_t bytes) {
   return evicted;
 }
 
-bool Evictor::AwaitFlush() {
-  if (flusher_ == nullptr) return false;
-  const uint64_t number = flusher_->BeginSync();
-  uint64_t seen = flusher_->flushed_bytes();
+bool Evictor::Pause() {
+  MutexLock lock(&mutex_);
+  if (!stopping_) wake_.WaitFor(&mutex_, kLook);
+  return !stopping_;
+}
+
+bool Evictor::IsFreer(uint64_t free) {
+  fs_->FreeDoomed();
+  const absl::StatusOr<Fill> fill = Look();
+  return fill.ok() && fill->free > free + fill->total / kFreerShare;
+}
+
+void Evictor::AwaitFlush(uint64_t free) {
+  if (flusher_ == nullptr) return;
+  const uint64_t number = flusher_->BeginFlush();
+  uint64_t seen = flusher_->activity();
   SteadyClock::time_point since = SteadyClock::now();
-  while (!flusher_->HasSynced(number)) {
-    MutexLock lock(&mutex_);
-    if (stopping_) return false;
-    wake_.WaitFor(&mutex_, kLook);
-    if (const uint64_t now = flusher_->flushed_bytes(); now != seen) {
+  while (!flusher_->HasSynced(number) && Pause() && !IsFreer(free)) {
+    if (const uint64_t now = flusher_->activity(); now != seen) {
       seen = now;
       since = SteadyClock::now();
     }
-    if (SteadyClock::now() - since > kNoProgress) return false;
+    if (SteadyClock::now() - since > kNoProgress) return;
   }
-  return true;
 }
 
 absl::Status Evictor::Serve() {
@@ -244,20 +272,17 @@ absl::Status Evictor::Serve() {
   const uint64_t target = fill.total / kEvictedShare;
   const uint64_t wanted =
       std::max(target > fill.free ? target - fill.free : 0, fill.total / kRoomShare);
+  const auto cleaned = [this] { return flusher_ == nullptr ? 0 : flusher_->cleaned(); };
   SteadyClock::time_point end = SteadyClock::now() + kPatience;
   for (;;) {
+    const uint64_t before = cleaned();
     CFS_ASSIGN_OR_RETURN(const uint64_t evicted, Evict(wanted));
-    if (evicted > 0) return absl::OkStatus();
+    if (evicted > 0 || IsFreer(fill.free)) return absl::OkStatus();
     // What was just closed, or brought there, can go a moment later.
     if (SteadyClock::now() > end) break;
-    const uint64_t before = flusher_ == nullptr ? 0 : flusher_->flushed_bytes();
-    if (flusher_ != nullptr && !AwaitFlush()) break;
-    if (flusher_ != nullptr && flusher_->flushed_bytes() != before) {
-      end = SteadyClock::now() + kPatience;
-    }
-    MutexLock lock(&mutex_);
-    if (!stopping_) wake_.WaitFor(&mutex_, kLook);
-    if (stopping_) return PosixError(EINTR);
+    AwaitFlush(fill.free);
+    if (cleaned() != before) end = SteadyClock::now() + kPatience;
+    if (!Pause()) return PosixError(EINTR);
   }
   lines_.Log(LogLevel::kWarn, "the store is full, and nothing in it can go");
   return PosixError(ENOSPC);

@@ -7,6 +7,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "cfs/base/line_limit.h"
 #include "cfs/base/mutex.h"
@@ -22,8 +23,8 @@ namespace cfs {
 // greatest.
 //
 // Guarantees: what is not on the backend as it is here stays. Who waits for room gets it
-// as soon as something could be dropped, and waits for as long as something still goes to
-// the backend.
+// when something could be dropped or was removed, and waits for as long as files become
+// clean.
 //
 // Thread-safe. One thread works.
 class Evictor {
@@ -40,6 +41,8 @@ class Evictor {
 
   // ENOSPC: nothing that is here can go.
   void MakeRoom(DoneStatus done);
+  // How much a file may have at most.
+  uint64_t total() const { return total_.load(std::memory_order_relaxed); }
   absl::Status MakeRoomNow();
   nlohmann::json Status();
 
@@ -56,10 +59,16 @@ class Evictor {
   absl::StatusOr<Fill> Look();
   // Drops files of as much together, if there are as many. How much it was.
   absl::StatusOr<uint64_t> Evict(uint64_t bytes);
-  absl::StatusOr<std::vector<LocalFileSystem::Resident>> Choose(uint64_t bytes);
+  // The best ones of as much together, but for those that are known not to go; with those
+  // that may be open if `open`.
+  absl::StatusOr<std::vector<LocalFileSystem::Resident>> Choose(
+      uint64_t bytes, bool open, const absl::flat_hash_set<InodeId>& staying);
   absl::Status Serve();
-  // False: it makes no progress, or all ends.
-  bool AwaitFlush();
+  // Until a flush has ended, or brings nothing, or there is more free than `free`.
+  void AwaitFlush(uint64_t free);
+  bool IsFreer(uint64_t free);
+  // False: all ends.
+  bool Pause();
   void Publish(const Fill& fill);
 
   LocalFileSystem* const fs_;

@@ -89,6 +89,7 @@ void Flusher::Stop() {
     MutexLock lock(&mutex_);
     if (thread_.joinable() && std::exchange(finishes_, false)) {
       const uint64_t last = ++asked_;
+      asked_all_ = true;
       wake_.SignalAll();
       while (synced_ < last) synced_one_.Wait(&mutex_);
     }
@@ -102,24 +103,28 @@ void Flusher::Run() {
   NameThread("cfs-flusher");
   uint64_t seen = 0;
   bool left = true;  // From before.
+  uint64_t due = 0;
   SteadyClock::time_point next = SteadyClock::now();
   for (;;) {
     uint64_t asked;
-    bool all;
+    bool now, all;
     {
       MutexLock lock(&mutex_);
       if (ending_.load(std::memory_order_relaxed)) return;
       if (asked_ == synced_) wake_.WaitFor(&mutex_, kLook);
       if (ending_.load(std::memory_order_relaxed)) return;
       asked = asked_;
-      all = asked > synced_;
+      now = asked > synced_;
+      all = std::exchange(asked_all_, false);
     }
     const uint64_t version = fs_->dirty_version();
-    if (!all && ((!left && version == seen) || SteadyClock::now() < next)) continue;
+    const bool idle = !left && version == seen && (due == 0 || Now() < due);
+    if (!now && (idle || SteadyClock::now() < next)) continue;
     Pass pass;
     absl::Status status;
     for (int i = 0; i < kPassesMax; ++i) {
       pass = Pass();
+      pass.now = now;
       pass.all = all;
       status = RunPass(&pass);
       if (!all || !status.ok() || !(pass.again || pass.restless)) break;
@@ -132,13 +137,14 @@ void Flusher::Run() {
     }
     seen = version;
     left = !status.ok() || pass.left;
+    due = pass.due;
     next = SteadyClock::now() + kBetweenPasses;
     auto errors = ErrorsOf(pass);
     MutexLock lock(&mutex_);
     errors_.swap(errors);
     troubles_ = std::move(pass.troubles);
     pass_failure_ = status;
-    if (all) synced_ = asked;
+    if (now) synced_ = asked;
     synced_one_.SignalAll();
   }
 }
@@ -158,9 +164,8 @@ std::optional<uint64_t> Flusher::Policies::DelayOf(const DirtyPlace& place) {
   const FlushPolicy policy = Of(*ino, record, place.dir);
   // Names of what is there already do: somebody else may need its place.
   if (policy.never && record.ok() && record->IsRegular() && record->backend_identity.empty()) {
-    unborn_.insert(*ino);
+    if (unborn_.insert(*ino).second) ++files_;
     ++marks_;
-    ++files_;
     return std::nullopt;
   }
   return policy.seconds ? *policy.seconds * kSecond : kDelay;
@@ -178,6 +183,13 @@ std::optional<uint64_t> Flusher::Policies::DelayOf(InodeId ino) {
     return std::nullopt;
   }
   return policy.seconds ? *policy.seconds * kSecond : kDelay;
+}
+
+bool Flusher::IsYoung(Pass* pass, uint64_t due) {
+  if (pass->now || due <= pass->time) return false;
+  if (pass->due == 0 || due < pass->due) pass->due = due;
+  ++pass->young;
+  return true;
 }
 
 bool Flusher::IsHeldBack(const Pass& pass, const std::string& key) const {
@@ -200,7 +212,7 @@ void Flusher::Fail(Pass* pass, const std::string& key, std::string path,
 }
 
 absl::Status Flusher::RunPass(Pass* pass) {
-  pass->now = Now();
+  pass->time = Now();
   CFS_ASSIGN_OR_RETURN(LocalFileSystem::Dirty dirty, fs_->ListDirty());
   {
     // Of what is dirty still.
@@ -215,12 +227,12 @@ absl::Status Flusher::RunPass(Pass* pass) {
   Policies policies(fs_);
   for (DirtyPlace& place : dirty.names) {
     const auto delay = policies.DelayOf(place);
-    if (!delay || (!pass->all && place.mark.since + *delay > pass->now)) continue;
+    if (!delay || IsYoung(pass, place.mark.since + *delay)) continue;
     if (!IsHeldBack(*pass, KeyOf(place))) pass->places.push_back(std::move(place));
   }
   for (const auto& inode : dirty.inodes) {
     const auto delay = policies.DelayOf(inode.ino);
-    if (!delay || (!pass->all && inode.version + *delay > pass->now)) continue;
+    if (!delay || IsYoung(pass, inode.version + *delay)) continue;
     if (!IsHeldBack(*pass, KeyOf(inode.ino))) pass->inodes.push_back(inode);
   }
   staying_marks_.store(policies.marks(), std::memory_order_relaxed);
@@ -234,11 +246,12 @@ absl::Status Flusher::RunPass(Pass* pass) {
   absl::erase_if(brought_, [&](const auto& each) { return !fs_->IsDirty(each.first); });
   CFS_RETURN_IF_ERROR(CleanOwn(dirty.pending));
   CFS_ASSIGN_OR_RETURN(dirty, fs_->ListDirty());
-  pass->left = dirty.names.size() + dirty.inodes.size() > policies.marks();
+  pass->left = dirty.names.size() + dirty.inodes.size() > policies.marks() + pass->young;
   return absl::OkStatus();
 }
 
 void Flusher::CountLeft(const Pass& pass) {
+  activity_.fetch_add(1, std::memory_order_relaxed);
   const size_t done = pass.placed.size() + pass.written.size();
   const size_t all = pass.places.size() + pass.inodes.size();
   left_.store(all > done ? all - done : 0, std::memory_order_relaxed);
@@ -407,6 +420,7 @@ absl::Status Flusher::EndAll(Pass* pass) {
     const absl::Status ended = fs_->EndInode(inode.ino, inode.version);
     if (ErrnoOf(ended) == EBUSY) continue;
     if (!changed_again(ended)) return ended;
+    if (ended.ok()) cleaned_.fetch_add(1, std::memory_order_relaxed);
     if (!ended.ok()) pass->restless = true;
     pass->troubles.erase(KeyOf(inode.ino));
   }
@@ -476,6 +490,13 @@ std::string Flusher::PathOf(InodeId ino) {
 }
 
 uint64_t Flusher::BeginSync() {
+  MutexLock lock(&mutex_);
+  asked_all_ = true;
+  wake_.SignalAll();
+  return ++asked_;
+}
+
+uint64_t Flusher::BeginFlush() {
   MutexLock lock(&mutex_);
   wake_.SignalAll();
   return ++asked_;

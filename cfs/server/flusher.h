@@ -58,6 +58,11 @@ class Flusher {
 
   // Everything that is dirty now is to be flushed at once. The number to ask with.
   uint64_t BeginSync();
+  // The same of what nobody is writing, and has not just failed.
+  uint64_t BeginFlush();
+  // Rises with whatever is done on the backend, and with each file that becomes clean.
+  uint64_t activity() const { return activity_.load(std::memory_order_relaxed); }
+  uint64_t cleaned() const { return cleaned_.load(std::memory_order_relaxed); }
   // Everything that was dirty at BeginSync has been tried.
   bool HasSynced(uint64_t number) {
     MutexLock lock(&mutex_);
@@ -65,7 +70,6 @@ class Flusher {
   }
   // Of what is dirty, so much stays dirty because user.cfs.flush says so.
   uint64_t staying() const { return staying_marks_.load(std::memory_order_relaxed); }
-  uint64_t flushed_bytes() const { return flushed_bytes_.load(std::memory_order_relaxed); }
   nlohmann::json SyncStatus(uint64_t number);
   // Of the last pass, of the inode or a name of it; "" if there was none.
   std::string ErrorOf(InodeId ino);
@@ -131,8 +135,11 @@ class Flusher {
   };
   // One time through all that is dirty.
   struct Pass {
-    bool all = false;       // Also what was changed just now, and what has a writer.
-    uint64_t now = 0;       // ns since the epoch.
+    bool now = false;       // Also what was changed just now,
+    bool all = false;       // and what has a writer.
+    uint64_t due = 0;       // When the first of what is left out, for it is young, is due.
+    uint64_t young = 0;     // How much that is.
+    uint64_t time = 0;      // ns since the epoch.
     bool left = true;       // Something is dirty afterwards.
     bool restless = false;  // Something was changed meanwhile.
     bool again = false;     // Something is left that another pass can do.
@@ -188,6 +195,8 @@ class Flusher {
   absl::Status LandRewrite(int fd, int own, Copy* copy, const BackendIdentity& identity);
 
   void FailInode(Pass* pass, InodeId ino, const absl::Status& status);
+  // What is due then is left for later.
+  static bool IsYoung(Pass* pass, uint64_t due);
   bool IsHeldBack(const Pass& pass, const std::string& key) const;
   void Fail(Pass* pass, const std::string& key, std::string path, const absl::Status& status);
   std::string PathOf(InodeId dir, const std::string& name);
@@ -206,6 +215,7 @@ class Flusher {
   // Relaxed: seen soon enough.
   std::atomic<bool> ending_{false};
   std::atomic<uint64_t> flushed_files_{0}, flushed_bytes_{0}, conflicts_{0};
+  std::atomic<uint64_t> activity_{0}, cleaned_{0};
   std::atomic<uint64_t> left_{0};  // In this pass.
   // By the last one: what stays here because that is wanted.
   std::atomic<uint64_t> staying_marks_{0}, staying_files_{0};
@@ -215,6 +225,7 @@ class Flusher {
   CondVar wake_;
   uint64_t asked_ ABSL_GUARDED_BY(mutex_) = 0;   // The last sync that was begun,
   uint64_t synced_ ABSL_GUARDED_BY(mutex_) = 0;  // and that ended.
+  bool asked_all_ ABSL_GUARDED_BY(mutex_) = false;  // One of those between is of all.
   CondVar synced_one_;
   bool finishes_ ABSL_GUARDED_BY(mutex_) = false;
   absl::flat_hash_map<std::string, Trouble> troubles_ ABSL_GUARDED_BY(mutex_);

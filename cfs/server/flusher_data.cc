@@ -163,7 +163,7 @@ bool Flusher::IsDue(const Pass& pass, InodeId ino, const Outgoing& out) const {
   // Since it was changed first, or brought there last.
   const auto it = brought_.find(ino);
   const uint64_t since = it == brought_.end() ? out.version : it->second;
-  return since + kWriterDelay <= pass.now;
+  return since + kWriterDelay <= pass.time;
 }
 
 void Flusher::CopyAll(Pass* pass, std::vector<Copy>* copies) {
@@ -281,7 +281,7 @@ absl::Status Flusher::Land(Pass* pass, Copy* copy) {
   CFS_RETURN_IF_ERROR(landed);
   if (copy->outcome != Outcome::kDone) return absl::OkStatus();
   if (copy->out.record.IsRegular()) flushed_files_.fetch_add(1, std::memory_order_relaxed);
-  if (copy->out.has_writer) brought_[copy->ino] = pass->now;
+  if (copy->out.has_writer) brought_[copy->ino] = pass->time;
   if (copy->dir != kNoInode) pass->touched.insert(copy->dir);
   if (copy->place == nullptr) {
     pass->written.push_back({copy->ino, copy->out.version});

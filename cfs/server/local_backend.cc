@@ -322,12 +322,25 @@ absl::StatusOr<bool> LocalFileSystem::Evict(InodeId ino) {
   StripeLocks::Hold hold(&shard_->locks(), {ino});
   CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(ino));
   if (!record.IsRegular() || record.layout != Layout::kWhole || record.home != node_) return false;
-  if (open_.Find(ino) != nullptr) return PosixError(EBUSY, "it is open");
+  const OpenInode* const open = open_.Find(ino);
+  // It may only be waiting for numbers below its own to be settled.
+  if (open != nullptr && (open->open() || open->maybe_writer)) {
+    return PosixError(EBUSY, "it is open");
+  }
+  {
+    MutexLock lock(&unsound_mutex_);
+    if (kept_here_.contains(ino)) return PosixError(EBUSY, "it is about to be opened");
+  }
   struct stat st;
   CFS_RETURN_IF_ERROR(chunks_->Stat(record.backing, &st));
   if (!IsClean(record, st) || IsDirty(ino)) {
     return PosixError(EBUSY, "it is not on the backend as it is here");
   }
+  // The next open is of another file.
+  if (cache_ != nullptr) cache_->BackingGone(ino);
+  // A mapping outlives close(2), and must not go on with a file of its own.
+  CFS_ASSIGN_OR_RETURN(const bool used, chunks_->IsUsed(record.backing));
+  if (used) return PosixError(EBUSY, "it is mapped");
   if (record.atime < st.st_atim) record.atime = st.st_atim;
   const BackingId backing = std::exchange(record.backing, kNoBacking);
   record.layout = Layout::kBackend;
@@ -336,9 +349,9 @@ absl::StatusOr<bool> LocalFileSystem::Evict(InodeId ino) {
   update.PutInode(ino, record);
   update.DeleteQueue(QueueKind::kStaged, ino);
   update.PutDoomed(backing);
-  // The next open is of another file.
-  if (cache_ != nullptr) cache_->BackingGone(ino);
+  if (open != nullptr) update.DeleteQueue(QueueKind::kOpen, ino);
   CFS_RETURN_IF_ERROR(update.Commit());
+  if (open != nullptr) open_.Erase(ino);
   {
     MutexLock lock(&unsound_mutex_);
     unsound_.erase(ino);

@@ -54,7 +54,8 @@ absl::Status LocalFileSystem::ListResident(absl::FunctionRef<void(const Resident
         file.bytes = record->blocks * kBlockBytes;
         // What is written to it is not in the record yet.
         struct stat st;
-        if (open_.Find(file.ino) != nullptr && chunks_->Stat(record->backing, &st).ok()) {
+        file.open = open_.Find(file.ino) != nullptr;
+        if (file.open && chunks_->Stat(record->backing, &st).ok()) {
           file.bytes = static_cast<uint64_t>(st.st_blocks) * kBlockBytes;
         }
         file.used = record->atime.tv_sec;
@@ -65,7 +66,7 @@ absl::Status LocalFileSystem::ListResident(absl::FunctionRef<void(const Resident
           file.clean = identity->clean_ctime.tv_sec != 0 && record->nlink > 0;
           file.used = std::max(file.used, identity->clean_ctime.tv_sec);
         }
-        if (const auto used = used_.Get(file.ino)) file.used = std::max(file.used, *used);
+        if (const auto used = used_.Peek(file.ino)) file.used = std::max(file.used, *used);
         visit(file);
         return true;
       });

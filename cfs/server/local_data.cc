@@ -117,7 +117,9 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
   OpenInode* open;
   bool fresh = false, dirtied = false;
   BackingId hard = kNoBacking;
+  std::optional<Kept> kept;
   if (writes) {
+    kept.emplace(this, ino);  // Syncing it may take a while.
     CFS_ASSIGN_OR_RETURN(hard, HardenForWriting(ino));
   }
   {
@@ -176,6 +178,7 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
   }
   OpenResult result{NewHandle(ino, open, writes ? flags | O_WRONLY : flags), ino, open->backing};
   result.through_daemon = writes && WritesThroughDaemon();
+  FileOf(result.handle)->slow = result.through_daemon;
   return result;
 }
 
@@ -231,7 +234,9 @@ absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, In
                                                         int flags, bool unnamed) {
   CFS_RETURN_IF_ERROR(MayChange());
   CFS_RETURN_IF_ERROR(MayGrow());
-  CFS_ASSIGN_OR_RETURN(const FreshFile fresh, chunks_->TakeFresh());
+  const absl::StatusOr<FreshFile> taken = chunks_->TakeFresh();
+  if (IsFull(taken.status())) return NeedsBackend({BackendNeed::kRoom});
+  CFS_ASSIGN_OR_RETURN(const FreshFile fresh, taken);
   const InodeId ino = MakeInode(SlotOf(dir), Raw(fresh.backing) + state_->inode_lead());
   const bool writes = (flags & O_ACCMODE) != O_RDONLY;
   OpenInode* open;
@@ -271,6 +276,7 @@ absl::StatusOr<CreateResult> LocalFileSystem::CreateNow(const Caller& caller, In
   if (fetcher_ != nullptr) NoteUse(ino);
   result.open = {NewHandle(ino, open, flags), ino, fresh.backing, fresh.registration};
   result.open.through_daemon = writes && WritesThroughDaemon();
+  FileOf(result.open.handle)->slow = result.open.through_daemon;
   return result;
 }
 
@@ -384,6 +390,7 @@ void LocalFileSystem::Release(HandleId handle) {
     close(kept);
     kept_descriptors_.fetch_sub(1, std::memory_order_relaxed);
   }
+  if (fetcher_ != nullptr) NoteUse(file->ino);
   {
     StripeLocks::Hold hold(&shard_->locks(), {file->ino});
     Unpin(file->ino, file->inode, file->writes());
@@ -455,12 +462,15 @@ void LocalFileSystem::Write(HandleId handle, uint64_t offset, WriteMode mode,
   const Descriptor fd = mode.append ? Descriptor(this, file, O_RDWR | O_APPEND)
                                     : Descriptor::ForData(this, file);
   if (!fd.status().ok()) return done(fd.status());
-  const bool full = fetcher_ != nullptr && room_.load(std::memory_order_relaxed) == Room::kNone;
+  const bool later = file->slow || IsAtLimit();
   const absl::StatusOr<size_t> written =
-      full ? PosixError(ENOSPC) : source->WriteTo(fd.get(), offset);
-  if (IsFull(written.status())) {
+      later ? PosixError(ENOSPC) : source->WriteTo(fd.get(), offset);
+  if (later || IsFull(written.status())) {
     absl::StatusOr<std::shared_ptr<char[]>> bytes = source->Take();
     if (!bytes.ok()) return done(bytes.status());
+    if (file->slow && !IsAtLimit()) {
+      return WriteSlowly(handle, offset, mode, *std::move(bytes), source->size(), std::move(done));
+    }
     return WriteWithRoom(handle, offset, mode, *std::move(bytes), source->size(), std::move(done));
   }
   if (!written.ok()) return done(written.status());
@@ -485,24 +495,29 @@ void LocalFileSystem::EndWrite(HandleId handle, WriteMode mode, size_t written,
        });
 }
 
+void LocalFileSystem::WriteSlowly(HandleId handle, uint64_t offset, WriteMode mode,
+                                  std::shared_ptr<char[]> bytes, size_t size,
+                                  Done<size_t> done) {
+  io_->Run([this, handle, offset, mode, bytes = std::move(bytes), size,
+            done = std::move(done)]() mutable {
+    OpenFile* const file = FileOf(handle);
+    const Descriptor fd(this, file, mode.append ? O_RDWR | O_APPEND : O_RDWR);
+    if (!fd.status().ok()) return done(fd.status());
+    const ssize_t written = pwrite(fd.get(), bytes.get(), size, static_cast<off_t>(offset));
+    if (written >= 0) return EndWrite(handle, mode, static_cast<size_t>(written), std::move(done));
+    const absl::Status failed = PosixError(errno);
+    if (!IsFull(failed)) return done(failed);
+    WriteWithRoom(handle, offset, mode, std::move(bytes), size, std::move(done));
+  });
+}
+
 void LocalFileSystem::WriteWithRoom(HandleId handle, uint64_t offset, WriteMode mode,
                                     std::shared_ptr<char[]> bytes, size_t size,
                                     Done<size_t> done) {
   FetchFirst<Done<size_t>>(
       NeedsBackend({BackendNeed::kRoom}), std::move(done),
       [this, handle, offset, mode, bytes = std::move(bytes), size](Done<size_t> d) mutable {
-        io_->Run([this, handle, offset, mode, bytes = std::move(bytes), size,
-                  d = std::move(d)]() mutable {
-          OpenFile* const file = FileOf(handle);
-          const Descriptor fd(this, file, mode.append ? O_RDWR | O_APPEND : O_RDWR);
-          if (!fd.status().ok()) return d(fd.status());
-          const ssize_t written =
-              pwrite(fd.get(), bytes.get(), size, static_cast<off_t>(offset));
-          if (written >= 0) return EndWrite(handle, mode, static_cast<size_t>(written), std::move(d));
-          const absl::Status failed = PosixError(errno);
-          if (!IsFull(failed)) return d(failed);
-          WriteWithRoom(handle, offset, mode, std::move(bytes), size, std::move(d));
-        });
+        WriteSlowly(handle, offset, mode, std::move(bytes), size, std::move(d));
       });
 }
 
@@ -549,8 +564,10 @@ void LocalFileSystem::Allocate(HandleId handle, int mode, uint64_t offset, uint6
             done = std::move(done)]() mutable {
     const Descriptor fd(this, file, O_RDWR);
     if (!fd.status().ok()) return done(fd.status());
-    if (fallocate(fd.get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
-      const absl::Status failed = PosixError(errno);
+    const bool full = IsAtLimit();
+    if (full ||
+        fallocate(fd.get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
+      const absl::Status failed = full ? PosixError(ENOSPC) : PosixError(errno);
       if (!IsFull(failed)) return done(failed);
       return FetchFirst<DoneStatus>(
           NeedsBackend({BackendNeed::kRoom}), std::move(done),
@@ -750,6 +767,7 @@ void LocalFileSystem::SettleSome() {
 }
 
 void LocalFileSystem::ReapSome(bool all) {
+  MutexLock reaping(&reap_mutex_);
   std::vector<BackingId> doomed;
   {
     MutexLock lock(&background_mutex_);
@@ -771,7 +789,12 @@ void LocalFileSystem::ReapSome(bool all) {
     MutexLock lock(&mutex);
     while (!finished) synced.Wait(&mutex);
   }
-  if (!status.ok()) return;  // Still in the store: the next start removes them.
+  if (!status.ok()) {
+    // They are in the store, too: if not sooner, the next start removes them.
+    MutexLock lock(&background_mutex_);
+    doomed_.insert(doomed_.end(), doomed.begin(), doomed.end());
+    return;
+  }
   constexpr size_t kBatch = 256;
   for (size_t i = 0; i < doomed.size(); i += kBatch) {
     Shard::Update update(shard_.get());

@@ -570,6 +570,7 @@ absl::StatusOr<Attr> LocalFileSystem::SetAttrNow(InodeId ino, const SetAttrReque
   OpenInode* open;
   BackingId backing;
   bool fresh = false;
+  const Kept kept(this, ino);
   CFS_ASSIGN_OR_RETURN(const BackingId hard, HardenForWriting(ino));
   bool dirtied = false;
   {

@@ -298,6 +298,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     time_t used = 0;         // Not after it was used last.
     bool clean = false;      // As far as that is known.
     bool has_xattrs = false;
+    bool open = false;  // Or it was a moment ago.
   };
   // Every file whose data is here; beside what goes on meanwhile.
   absl::Status ListResident(absl::FunctionRef<void(const Resident& file)> visit);
@@ -307,6 +308,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // opens a file for writing writes through the daemon, and at kNone waits for room there.
   enum class Room : uint8_t { kPlenty, kShort, kNone };
   void SetRoom(Room room) { room_.store(room, std::memory_order_relaxed); }
+  Room room() const { return room_.load(std::memory_order_relaxed); }
   // The kernel knows of all names that were changed by others.
   bool NamesTold() { return cache_ == nullptr || cache_->NamesTold(); }
   // Of files that were there already.
@@ -456,6 +458,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     OpenInode* inode;  // Lives as long as the handle: it counts as an open.
     BackingId backing;
     int flags;
+    // It is not passed through because there is little room: writes take their time.
+    bool slow = false;
     // The descriptor of reads and writes that cfs does, -1 before the first one and
     // while too many are kept.
     std::atomic<int> kept{-1};
@@ -504,11 +508,16 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   bool IsFull(const absl::Status& status) const {
     return fetcher_ != nullptr && ErrnoOf(status) == ENOSPC;
   }
+  // Who writes is to wait first.
+  bool IsAtLimit() const { return fetcher_ != nullptr && room() == Room::kNone; }
   // Of who opens a file for writing.
   bool WritesThroughDaemon() const;
   void NoteUse(InodeId ino) { used_.Put(ino, clock_->Now().tv_sec); }
-  // The rest of a Write, and one that has to wait for room first.
+  // The rest of a Write; one that is done by the I/O pool; and one that has to wait for room
+  // first.
   void EndWrite(HandleId handle, WriteMode mode, size_t written, Done<size_t> done);
+  void WriteSlowly(HandleId handle, uint64_t offset, WriteMode mode,
+                   std::shared_ptr<char[]> bytes, size_t size, Done<size_t> done);
   void WriteWithRoom(HandleId handle, uint64_t offset, WriteMode mode,
                      std::shared_ptr<char[]> bytes, size_t size, Done<size_t> done);
   absl::StatusOr<std::string> OwnPolicy(InodeId ino, absl::string_view xattr);
@@ -518,6 +527,27 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // Which backing file it was, kNoBacking if there was nothing to do.
   absl::StatusOr<BackingId> HardenForWriting(InodeId ino);
   absl::Status SyncStaged(InodeId ino, BackingId backing);
+  // While it lives, the copy is not evicted.
+  class Kept {
+   public:
+    Kept(LocalFileSystem* fs, InodeId ino) : fs_(fs), ino_(ino) {
+      if (fs_->fetcher_ == nullptr) return;
+      MutexLock lock(&fs_->unsound_mutex_);
+      ++fs_->kept_here_[ino_];
+    }
+    ~Kept() {
+      if (fs_->fetcher_ == nullptr) return;
+      MutexLock lock(&fs_->unsound_mutex_);
+      const auto it = fs_->kept_here_.find(ino_);
+      if (--it->second == 0) fs_->kept_here_.erase(it);
+    }
+    Kept(const Kept&) = delete;
+    Kept& operator=(const Kept&) = delete;
+
+   private:
+    LocalFileSystem* const fs_;
+    const InodeId ino_;
+  };
   // For all that is known; needs the inode's stripe lock.
   bool HasWriterNow(OpenInode* open) const;
   // After power loss: what was staged in may not have come to the device.
@@ -654,6 +684,10 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // Copies that could not be written to the device; the kernel says so once.
   Mutex unsound_mutex_;
   absl::flat_hash_set<InodeId> unsound_ ABSL_GUARDED_BY(unsound_mutex_);
+  // See Kept.
+  absl::flat_hash_map<InodeId, int> kept_here_ ABSL_GUARDED_BY(unsound_mutex_);
+  // Held while backing files are removed. Before a stripe.
+  Mutex reap_mutex_;
 };
 
 }  // namespace cfs

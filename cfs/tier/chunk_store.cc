@@ -150,8 +150,16 @@ absl::StatusOr<UniqueFd> ChunkStore::Create(BackingId backing) const {
 absl::Status ChunkStore::CreateEmpty(BackingId backing) const { return Create(backing).status(); }
 
 absl::StatusOr<bool> ChunkStore::HasWriter(BackingId backing) const {
+  return LeaseRefused(backing, F_RDLCK);
+}
+
+absl::StatusOr<bool> ChunkStore::IsUsed(BackingId backing) const {
+  return LeaseRefused(backing, F_WRLCK);
+}
+
+absl::StatusOr<bool> ChunkStore::LeaseRefused(BackingId backing, int lease) const {
   CFS_ASSIGN_OR_RETURN(const UniqueFd fd, OpenFile(backing, O_RDONLY | O_NONBLOCK));
-  if (fcntl(fd.get(), F_SETLEASE, F_RDLCK) == 0) {
+  if (fcntl(fd.get(), F_SETLEASE, lease) == 0) {
     // Dropped at once: a lease that stays would delay the next open.
     if (fcntl(fd.get(), F_SETLEASE, F_UNLCK) != 0) return ErrnoStatus("drop lease");
     return false;

@@ -73,6 +73,8 @@ class ChunkStore {
   // the file open for writing or mapped writable. REQUIRES: the caller sees to
   // it that nobody opens the file meanwhile.
   absl::StatusOr<bool> HasWriter(BackingId backing) const;
+  // True while anybody has the file open, in whatever way, or mapped. The same.
+  absl::StatusOr<bool> IsUsed(BackingId backing) const;
   absl::StatusOr<struct statvfs> Space() const;
   // Nothing waits for a device (on tmpfs, whose reads cannot be asked not to).
   bool in_memory() const { return in_memory_; }
@@ -89,6 +91,7 @@ class ChunkStore {
   // read-only: a passthrough registration keeps what it was made from open, and
   // a writable one would be a writer to the lease probe for ever.
   absl::StatusOr<UniqueFd> Create(BackingId backing) const;
+  absl::StatusOr<bool> LeaseRefused(BackingId backing, int lease) const;
   // Gets a number and makes its file.
   absl::StatusOr<FreshFile> MakeFresh(const Registrar& registrar);
   void Fill();
