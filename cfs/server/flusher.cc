@@ -367,6 +367,7 @@ absl::Status Flusher::EndAll(Pass* pass) {
   std::vector<InodeId> soft;
   for (const auto& inode : pass->written) CFS_RETURN_IF_ERROR(EndWritten(pass, inode, &soft));
   if (soft.empty()) return absl::OkStatus();
+  FaultPoint("flush-soft");
   // Should the marks come back after power loss, they would say that what is left here is newer.
   const absl::Status synced = fs_->SyncMetaNow();
   on_soft_(soft);

@@ -37,8 +37,9 @@ namespace cfs {
 // Makes the backend equal to what is here, name by name and inode by inode, over and over.
 //
 // Guarantees: what it has done and not noted when the process ends is recognized, and not
-// done twice. A file there is replaced by one that is whole and on the device, or (if it is
-// large, or has several names) written in place while the copy here is on the device. What
+// done twice, but for the copying of data. A file there is replaced by one that is whole and on
+// the device, or (if it has several names, or is large and there is no room for another)
+// written in place while the copy here is on the device. What
 // others have changed or made on the backend is neither overwritten nor removed. A mark
 // goes only when what it stands for is on the backend's devices.
 //

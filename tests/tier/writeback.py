@@ -1498,8 +1498,9 @@ def power_is_lost_some_time_after_a_sync_ext4(t):
 
 
 POINTS = ("flush-copied", "flush-born", "flush-moved", "flush-parked", "flush-removed", "flush-linked",
-          "flush-metadata", "flush-rewritten", "flush-in-place", "flush-before-sync", "flush-synced")
-ONCE = ("flush-copied", "flush-in-place", "flush-linked", "flush-before-sync", "flush-synced")
+          "flush-metadata", "flush-rewritten", "flush-in-place", "flush-before-sync", "flush-synced",
+          "flush-soft")
+ONCE = ("flush-copied", "flush-in-place", "flush-linked", "flush-before-sync", "flush-synced", "flush-soft")
 
 
 def tree_of_points(root):
