@@ -69,6 +69,10 @@ inline constexpr int kBackendThreads = 16;
 inline constexpr int kBackendNameThreads = 4;
 // Those that copy files to it.
 inline constexpr int kFlushThreads = 8;
+// Large copies at once, of files from and to it; the buffers of each; and how many there are.
+inline constexpr int kLargeCopiesMax = 2;
+inline constexpr size_t kLargeCopyBytes = 32 << 20;
+inline constexpr size_t kLargeCopyPieces = 8;
 inline constexpr int kFuseThreadsMin = 3;
 inline constexpr int kFuseThreadsMax = 16;
 

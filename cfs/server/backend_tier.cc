@@ -34,6 +34,8 @@ constexpr auto kFirstPause = std::chrono::milliseconds(20);
 // before: what seems to have been changed lately is looked at again after that time.
 constexpr auto kTick = std::chrono::milliseconds(50);
 constexpr time_t kLately = 60;
+// More files come to the device at once, with all that is in the store.
+constexpr size_t kSyncedOneByOne = 16;
 
 }  // namespace
 
@@ -59,7 +61,11 @@ absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const Options& op
   std::unique_ptr<BackendTier> tier(new BackendTier(options, fs, clock, std::move(top)));
   fs->SetFetcher(tier.get(), options.writes_back);
   if (options.writes_back) {
-    tier->flusher_ = std::make_unique<Flusher>(fs, &tier->directories_);
+    tier->flusher_ = std::make_unique<Flusher>(
+        fs, &tier->directories_, &tier->large_, [tier = tier.get()](const auto& inodes) {
+          MutexLock lock(&tier->mutex_);
+          tier->soft_.insert(tier->soft_.end(), inodes.begin(), inodes.end());
+        });
     CFS_RETURN_IF_ERROR(tier->flusher_->Prepare());
   }
   tier->evictor_ = std::make_unique<Evictor>(fs, tier->flusher_.get(), options.store_bytes);
@@ -247,7 +253,8 @@ absl::StatusOr<bool> BackendTier::StageOnce(InodeId ino) {
   }
 
   CFS_ASSIGN_OR_RETURN(const LocalFileSystem::Staging staging, fs_->BeginStaging());
-  const absl::StatusOr<uint64_t> copied = CopyContents(file.get(), staging.fd.get(), ending_);
+  const absl::StatusOr<uint64_t> copied =
+      CopyContents(file.get(), staging.fd.get(), ending_, &large_);
   const absl::StatusOr<struct statx> after = StatBackend(file.get(), "", /*now=*/true);
   InodeRecord staged = seen;
   absl::StatusOr<Xattrs> xattrs;
@@ -313,7 +320,7 @@ void BackendTier::DropUnsound(std::vector<InodeId>* unsound) {
   });
 }
 
-// Files that were staged in come to the device some time after, one by one.
+// Files that were staged in, or flushed, come to the device some time after.
 void BackendTier::RunUpkeep() {
   NameThread("cfs-backend");
   constexpr auto kSecond = std::chrono::seconds(1);
@@ -326,6 +333,15 @@ void BackendTier::RunUpkeep() {
       if (!stopping_) wake_.WaitFor(&mutex_, kSecond);
       if (stopping_) return;
       soft.swap(soft_);
+    }
+    if (soft.size() > kSyncedOneByOne) {
+      // If it fails, each has to say whether it is concerned.
+      const absl::Status synced = fs_->HardenAll(&soft, &unsound);
+      if (synced.ok()) {
+        MutexLock lock(&mutex_);
+        soft_.insert(soft_.end(), soft.begin(), soft.end());
+        continue;
+      }
     }
     for (const InodeId ino : soft) {
       const absl::StatusOr<bool> hard = fs_->Harden(ino);

@@ -23,6 +23,7 @@
 #include "cfs/server/flusher.h"
 #include "cfs/server/local_file_system.h"
 #include "cfs/tier/io_pool.h"
+#include "cfs/tier/io_uring.h"
 
 namespace cfs {
 
@@ -87,6 +88,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   LocalFileSystem* const fs_;
   Clock* const clock_;
   BackendDirectories directories_;
+  LargeCopier large_;
   // Relaxed: seen soon enough.
   std::atomic<bool> ending_{false};
   LineLimit failure_lines_;
@@ -97,7 +99,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   CondVar wake_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::flat_hash_map<Key, std::vector<DoneStatus>> fetching_ ABSL_GUARDED_BY(mutex_);
-  std::vector<InodeId> soft_ ABSL_GUARDED_BY(mutex_);  // Staged, and not hardened yet.
+  std::vector<InodeId> soft_ ABSL_GUARDED_BY(mutex_);  // Staged, or flushed, and not hardened yet.
   uint64_t imported_directories_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t imported_entries_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t staged_files_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -58,12 +58,22 @@ std::string Say(const absl::Status& status) {
   return absl::StrCat(error, " (", status.message(), ")");
 }
 
+// Since it was looked at.
+bool HasChanged(const absl::Status& status) {
+  return ErrnoOf(status) == EAGAIN || absl::IsNotFound(status);
+}
+
 std::string KeyOf(InodeId ino) { return QueueKey(QueueKind::kDirty, ino); }
 
 }  // namespace
 
-Flusher::Flusher(LocalFileSystem* fs, BackendDirectories* directories)
-    : fs_(fs), directories_(directories), pool_(kFlushThreads) {}
+Flusher::Flusher(LocalFileSystem* fs, BackendDirectories* directories, LargeCopier* large,
+                 OnSoft on_soft)
+    : fs_(fs),
+      directories_(directories),
+      large_(large),
+      on_soft_(std::move(on_soft)),
+      pool_(kFlushThreads) {}
 
 Flusher::~Flusher() { Stop(); }
 
@@ -233,7 +243,9 @@ absl::Status Flusher::RunPass(Pass* pass) {
   for (const auto& inode : dirty.inodes) {
     const auto delay = policies.DelayOf(inode.ino);
     if (!delay || IsYoung(pass, inode.version + *delay)) continue;
-    if (!IsHeldBack(*pass, KeyOf(inode.ino))) pass->inodes.push_back(inode);
+    if (IsHeldBack(*pass, KeyOf(inode.ino))) continue;
+    pass->inodes.push_back(inode);
+    pass->ending.insert(inode.ino);
   }
   staying_marks_.store(policies.marks(), std::memory_order_relaxed);
   staying_files_.store(policies.files(), std::memory_order_relaxed);
@@ -398,32 +410,56 @@ void Flusher::FailInode(Pass* pass, InodeId ino, const absl::Status& status) {
 
 absl::Status Flusher::EndAll(Pass* pass) {
   if (pass->placed.empty() && pass->written.empty()) return absl::OkStatus();
-  if (fsyncs_) {
-    for (const InodeId dir : pass->touched) {
-      CFS_RETURN_IF_ERROR(directories_->With(dir, [](int fd) -> absl::Status {
-        return fsync(fd) == 0 ? absl::OkStatus() : ErrnoStatus("sync of the backend");
-      }));
-    }
-  }
+  const bool few = !pass->wide && pass->touched.size() <= kSyncedOneByOne;
   FaultPoint("flush-before-sync");
-  CFS_RETURN_IF_ERROR(SyncBackend(directories_->top().get()));
+  if (fsyncs_ || few) CFS_RETURN_IF_ERROR(SyncTouched(*pass));
+  if (!few) CFS_RETURN_IF_ERROR(SyncBackend(directories_->top().get()));
   FaultPoint("flush-synced");
-  const auto changed_again = [](const absl::Status& status) {
-    return status.ok() || ErrnoOf(status) == EAGAIN || absl::IsNotFound(status);
-  };
   for (const DirtyPlace* const place : pass->placed) {
     const absl::Status ended = fs_->EndName(place->dir, place->name);
-    if (!changed_again(ended)) return ended;
+    if (!HasChanged(ended)) CFS_RETURN_IF_ERROR(ended);
     pass->troubles.erase(KeyOf(*place));
   }
-  for (const auto& inode : pass->written) {
-    const absl::Status ended = fs_->EndInode(inode.ino, inode.version);
-    if (ErrnoOf(ended) == EBUSY) continue;
-    if (!changed_again(ended)) return ended;
-    if (ended.ok()) cleaned_.fetch_add(1, std::memory_order_relaxed);
-    if (!ended.ok()) pass->restless = true;
-    pass->troubles.erase(KeyOf(inode.ino));
+  std::vector<InodeId> soft;
+  for (const auto& inode : pass->written) CFS_RETURN_IF_ERROR(EndWritten(pass, inode, &soft));
+  if (soft.empty()) return absl::OkStatus();
+  FaultPoint("flush-soft");
+  // Should the marks come back after power loss, they would say that what is left here is newer.
+  const absl::Status synced = fs_->SyncMetaNow();
+  on_soft_(soft);
+  return synced;
+}
+
+absl::Status Flusher::SyncTouched(const Pass& pass) {
+  for (const InodeId dir : pass.touched) {
+    CFS_RETURN_IF_ERROR(directories_->With(dir, [](int fd) -> absl::Status {
+      return fsync(fd) == 0 ? absl::OkStatus() : ErrnoStatus("sync of the backend");
+    }));
   }
+  return absl::OkStatus();
+}
+
+absl::Status Flusher::EndWritten(Pass* pass, const LocalFileSystem::DirtyInode& inode,
+                                 std::vector<InodeId>* soft) {
+  const auto it = pass->soft.find(inode.ino);
+  absl::Status ended;
+  if (it == pass->soft.end()) {
+    ended = fs_->EndInode(inode.ino, inode.version);
+  } else {
+    ended = fs_->EndInodeSoftly(inode.ino, inode.version, it->second);
+    if (ended.ok()) soft->push_back(inode.ino);
+    // It stays dirty: after power loss, it comes to the backend as it is here.
+    const absl::Status hard = ended.ok() ? ended : fs_->SyncData(inode.ino);
+    if (!hard.ok()) {
+      FailInode(pass, inode.ino, hard);
+      return absl::OkStatus();
+    }
+  }
+  if (ErrnoOf(ended) == EBUSY) return absl::OkStatus();
+  if (!HasChanged(ended)) CFS_RETURN_IF_ERROR(ended);
+  if (ended.ok()) cleaned_.fetch_add(1, std::memory_order_relaxed);
+  if (!ended.ok()) pass->restless = true;
+  pass->troubles.erase(KeyOf(inode.ino));
   return absl::OkStatus();
 }
 

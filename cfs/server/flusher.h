@@ -8,7 +8,9 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <ctime>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -17,6 +19,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cfs/base/line_limit.h"
@@ -28,22 +31,27 @@
 #include "cfs/server/backend_directories.h"
 #include "cfs/server/local_file_system.h"
 #include "cfs/tier/io_pool.h"
+#include "cfs/tier/io_uring.h"
 
 namespace cfs {
 
 // Makes the backend equal to what is here, name by name and inode by inode, over and over.
 //
 // Guarantees: what it has done and not noted when the process ends is recognized, and not
-// done twice. A file there is replaced by one that is whole and on the device, or (if it is
-// large, or has several names) written in place while the copy here is on the device. What
+// done twice, but for the copying of data. A file there is replaced by one that is whole and on
+// the device, or (if it has several names, or is large and there is no room for another)
+// written in place while the copy here is on the device. What
 // others have changed or made on the backend is neither overwritten nor removed. A mark
 // goes only when what it stands for is on the backend's devices.
 //
 // Thread-safe. One thread works, and some that copy.
 class Flusher {
  public:
-  // Both outlive it.
-  Flusher(LocalFileSystem* fs, BackendDirectories* directories);
+  // Told what came to the backend and is not on the device here: Harden is for others to call.
+  using OnSoft = std::function<void(const std::vector<InodeId>& inodes)>;
+
+  // All outlive it.
+  Flusher(LocalFileSystem* fs, BackendDirectories* directories, LargeCopier* large, OnSoft on_soft);
   // Stops.
   ~Flusher();
 
@@ -84,6 +92,8 @@ class Flusher {
   using Outgoing = LocalFileSystem::Outgoing;
   using Object = std::optional<struct statx>;
 
+  // More are synced with all of the backend.
+  static constexpr size_t kSyncedOneByOne = 16;
   // Of no file system.
   static constexpr int kNotOurs = ENOTUNIQ;
 
@@ -104,6 +114,8 @@ class Flusher {
     Outgoing out;
     uint64_t number = 0;  // Of the new object.
     bool in_place = false;
+    bool synced = false;  // What is new there is on the backend's devices.
+    bool landing = false;
     Outcome outcome = Outcome::kDone;
     absl::Status status;
   };
@@ -143,12 +155,16 @@ class Flusher {
     bool left = true;       // Something is dirty afterwards.
     bool restless = false;  // Something was changed meanwhile.
     bool again = false;     // Something is left that another pass can do.
+    // Something was done that only a sync of all of the backend makes last.
+    bool wide = false;
     std::deque<DirtyPlace> places;
     std::vector<LocalFileSystem::DirtyInode> inodes;
+    absl::flat_hash_set<InodeId> ending;  // The same.
     // What is to be said to be clean when all is synced.
     std::vector<DirtyPlace*> placed;
     std::vector<LocalFileSystem::DirtyInode> written;
     absl::flat_hash_map<InodeId, uint64_t> born;  // At which version.
+    absl::flat_hash_map<InodeId, timespec> soft;  // With which ctime of the backing file.
     absl::flat_hash_set<InodeId> touched;         // Directories.
     absl::flat_hash_map<std::string, Trouble> troubles;
   };
@@ -161,6 +177,8 @@ class Flusher {
   absl::StatusOr<bool> TakeBack(Pass* pass, DirtyPlace* place);
   void WriteAll(Pass* pass);
   absl::Status EndAll(Pass* pass);
+  absl::Status EndWritten(Pass* pass, const LocalFileSystem::DirtyInode& inode,
+                          std::vector<InodeId>* soft);
   absl::Status CleanOwn(const std::vector<InodeId>& pending);
 
   absl::Status Repair();
@@ -186,11 +204,18 @@ class Flusher {
   absl::Status WriteMetadata(InodeId ino, const Outgoing& out);
   absl::StatusOr<struct statx> FindObject(int fd, const Outgoing& out,
                                           const BackendIdentity& identity) const;
+  void ForEach(std::vector<Copy>* copies, size_t begin, size_t end,
+               absl::FunctionRef<void(Copy*)> work);
   void CopyAll(Pass* pass, std::vector<Copy>* copies);
   // Of a file that has a writer.
   bool IsDue(const Pass& pass, InodeId ino, const Outgoing& out) const;
-  absl::Status CopyOne(const Pass& pass, Copy* copy);
-  absl::Status Land(Pass* pass, Copy* copy);
+  // With `sync`, it is synced by itself.
+  absl::Status CopyOne(const Pass& pass, bool sync, Copy* copy);
+  absl::Status SyncTouched(const Pass& pass);
+  bool HasRoom(uint64_t bytes) const;
+  absl::Status WillCopyInPlace(uint64_t number, Copy* copy);
+  absl::Status Land(Copy* copy);
+  void NoteLanded(Pass* pass, Copy* copy);
   absl::Status LandBirth(int fd, int own, Copy* copy);
   absl::Status LandRewrite(int fd, int own, Copy* copy, const BackendIdentity& identity);
 
@@ -207,6 +232,8 @@ class Flusher {
 
   LocalFileSystem* const fs_;
   BackendDirectories* const directories_;
+  LargeCopier* const large_;
+  const OnSoft on_soft_;
   // When files that have a writer were brought there last.
   absl::flat_hash_map<InodeId, uint64_t> brought_;
   // Of the pass: directories that others have put something into.

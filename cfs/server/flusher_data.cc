@@ -1,6 +1,7 @@
 // What files have, and what is said of them, on the backend: see Flusher.
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,10 +21,11 @@
 namespace cfs {
 namespace {
 
-constexpr size_t kCopiesAtOnce = 512;
+// Between two syncs of the backend.
+constexpr size_t kCopiesAtOnce = 4096;
 // A file with a writer is flushed, too, when what was written is that old.
 constexpr uint64_t kWriterDelay = 30'000'000'000;
-// Of files as large, no second one is made there.
+// Of files as large, no second one is made there, unless there is much room.
 constexpr uint64_t kInPlaceBytes = uint64_t{64} << 20;
 
 std::string TemporaryName(InodeId ino) { return absl::StrCat(Raw(ino), ".new"); }
@@ -100,6 +102,7 @@ absl::StatusOr<Flusher::Outcome> Flusher::Write(Pass* pass,
     copies->push_back(std::move(copy));
     return Outcome::kBirth;
   }
+  pass->wide = true;
   const absl::Status status = WriteMetadata(ino, out);
   if (ErrnoOf(status) == EAGAIN) {
     pass->restless = true;
@@ -166,19 +169,35 @@ bool Flusher::IsDue(const Pass& pass, InodeId ino, const Outgoing& out) const {
   return since + kWriterDelay <= pass.time;
 }
 
+void Flusher::ForEach(std::vector<Copy>* copies, size_t begin, size_t end,
+                      absl::FunctionRef<void(Copy*)> work) {
+  // Relaxed: each has its own.
+  std::atomic<size_t> next{begin};
+  for (size_t i = begin; i < std::min(end, begin + kFlushThreads); ++i) {
+    pool_.Run([&] {
+      for (size_t at; (at = next.fetch_add(1, std::memory_order_relaxed)) < end;) {
+        work(&(*copies)[at]);
+      }
+    });
+  }
+  pool_.Drain();
+}
+
 void Flusher::CopyAll(Pass* pass, std::vector<Copy>* copies) {
   for (size_t begin = 0; begin < copies->size(); begin += kCopiesAtOnce) {
     const size_t end = std::min(copies->size(), begin + kCopiesAtOnce);
-    for (size_t i = begin; i < end; ++i) {
-      pool_.Run([this, pass, copy = &(*copies)[i]] { copy->status = CopyOne(*pass, copy); });
-    }
-    pool_.Drain();
+    const bool few = end - begin <= kSyncedOneByOne;
+    bool synced = true;
+    ForEach(copies, begin, end,
+            [this, pass, few](Copy* copy) { copy->status = CopyOne(*pass, few || fsyncs_, copy); });
     absl::Status noted;
     std::vector<LocalFileSystem::Pending> pending;
+    std::vector<const DirtyPlace*> places;
     for (size_t i = begin; i < end; ++i) {
       Copy& copy = (*copies)[i];
       if (copy.status.ok() && copy.outcome == Outcome::kNotYet) pass->again = true;
       if (!copy.status.ok() || copy.outcome != Outcome::kDone) continue;
+      synced &= copy.synced;
       if (copy.place == nullptr) {
         pending.push_back({copy.ino, copy.number});
         copy.out.pending = copy.number;
@@ -186,25 +205,27 @@ void Flusher::CopyAll(Pass* pass, std::vector<Copy>* copies) {
         DirtyName& mark = copy.place->mark;
         mark.next = copy.ino;
         mark.next_number = copy.number;
-        noted.Update(fs_->NoteName(copy.dir, copy.name, mark));
+        places.push_back(copy.place);
       }
     }
+    noted.Update(fs_->NoteNames(places));
     noted.Update(fs_->NotePending(pending));
     // What is said of the new objects, and what they have, before they replace others.
-    if (noted.ok()) noted = fs_->SyncStore();
-    if (noted.ok()) noted = SyncBackend(directories_->top().get());
+    if (noted.ok()) noted = fs_->SyncMetaNow();
+    if (noted.ok() && (!synced || fsyncs_)) noted = SyncBackend(directories_->top().get());
     FaultPoint("flush-copied");
+    ForEach(copies, begin, end, [this, &noted](Copy* copy) {
+      copy->landing = copy->status.ok() && copy->outcome == Outcome::kDone;
+      if (copy->landing) copy->status = noted.ok() ? Land(copy) : noted;
+    });
     for (size_t i = begin; i < end; ++i) {
-      Copy& copy = (*copies)[i];
-      if (!copy.status.ok() || copy.outcome != Outcome::kDone) continue;
-      copy.status = noted.ok() ? Land(pass, &copy) : noted;
-      if (copy.outcome == Outcome::kNotYet) pass->again = true;
-      CountLeft(*pass);
+      if ((*copies)[i].landing) NoteLanded(pass, &(*copies)[i]);
     }
+    CountLeft(*pass);
   }
 }
 
-absl::Status Flusher::CopyOne(const Pass& pass, Copy* copy) {
+absl::Status Flusher::CopyOne(const Pass& pass, bool sync, Copy* copy) {
   copy->outcome = Outcome::kGone;
   absl::StatusOr<Outgoing> taken = fs_->TakeOut(copy->ino);
   if (absl::IsNotFound(taken.status())) return absl::OkStatus();
@@ -215,6 +236,7 @@ absl::Status Flusher::CopyOne(const Pass& pass, Copy* copy) {
   if (ending_.load(std::memory_order_relaxed)) return absl::OkStatus();
   if (!IsDue(pass, copy->ino, out)) return absl::OkStatus();
   const bool replaces = copy->place == nullptr;
+  struct statx there {};
   if (replaces) {
     CFS_ASSIGN_OR_RETURN(BackendIdentity identity,
                          DecodeBackendIdentity(out.record.backend_identity));
@@ -233,12 +255,10 @@ absl::Status Flusher::CopyOne(const Pass& pass, Copy* copy) {
       CFS_RETURN_IF_ERROR(fs_->SetIdentity(copy->ino, identity));
       out.record.backend_identity = Encode(identity);
     }
-    if (st.stx_nlink > 1 || st.stx_size >= kInPlaceBytes) {
-      copy->in_place = true;
-      copy->number = st.stx_ino;
-      copy->outcome = Outcome::kDone;
-      return absl::OkStatus();
+    if (st.stx_nlink > 1 || (st.stx_size >= kInPlaceBytes && !HasRoom(out.record.size))) {
+      return WillCopyInPlace(st.stx_ino, copy);
     }
+    there = st;
   }
   CFS_ASSIGN_OR_RETURN(const BackendDirectories::Directory own, directories_->Own());
   const std::string temporary = TemporaryName(copy->ino);
@@ -252,16 +272,27 @@ absl::Status Flusher::CopyOne(const Pass& pass, Copy* copy) {
     return absl::OkStatus();
   }
   if (!out.fd.valid()) return absl::OkStatus();
+  // One that is not said to be clean at the end of this pass would come there again after power
+  // loss, as what was left of it.
+  out.soft = !out.has_writer && pass.ending.contains(copy->ino);
   CFS_ASSIGN_OR_RETURN(const UniqueFd to, CreateBackendFile(own->get(), temporary));
-  const absl::StatusOr<uint64_t> copied = CopyContents(out.fd.get(), to.get(), ending_);
-  out.fd.reset();
+  const absl::StatusOr<uint64_t> copied = CopyContents(out.fd.get(), to.get(), ending_, large_);
+  if (copied.ok()) CFS_RETURN_IF_ERROR(fs_->CheckWritten(copy->ino, out));
   // Who writes it makes it shorter: another time.
   if (ErrnoOf(copied.status()) == EAGAIN || ErrnoOf(copied.status()) == EINTR) {
     return absl::OkStatus();
   }
+  const int error = ErrnoOf(copied.status());
+  if (there.stx_size >= kInPlaceBytes && (error == ENOSPC || error == EDQUOT) &&
+      unlinkat(own->get(), temporary.c_str(), 0) == 0) {
+    return WillCopyInPlace(there.stx_ino, copy);
+  }
+  out.fd.reset();
   CFS_RETURN_IF_ERROR(copied.status());
-  CFS_RETURN_IF_ERROR(SetMetadata(own->get(), temporary, out));
-  if (fsyncs_ && fsync(to.get()) != 0) return PosixError(errno);
+  if (!out.soft) CFS_RETURN_IF_ERROR(fs_->SyncData(copy->ino));
+  CFS_RETURN_IF_ERROR(SetMetadata(to.get(), "", out));
+  if (sync && fsync(to.get()) != 0) return PosixError(errno);
+  copy->synced = sync;
   CFS_ASSIGN_OR_RETURN(const struct statx st, StatBackend(to.get(), ""));
   copy->number = st.stx_ino;
   copy->outcome = Outcome::kDone;
@@ -269,36 +300,58 @@ absl::Status Flusher::CopyOne(const Pass& pass, Copy* copy) {
   return absl::OkStatus();
 }
 
-absl::Status Flusher::Land(Pass* pass, Copy* copy) {
+// A second one of that size fits there.
+bool Flusher::HasRoom(uint64_t bytes) const {
+  struct statvfs st {};
+  return fstatvfs(directories_->top().get(), &st) == 0 && st.f_bavail * st.f_frsize > 2 * bytes;
+}
+
+// Should it end half written there, the copy here is the good one.
+absl::Status Flusher::WillCopyInPlace(uint64_t number, Copy* copy) {
+  CFS_RETURN_IF_ERROR(fs_->SyncData(copy->ino));
+  copy->in_place = copy->synced = true;
+  copy->out.soft = false;
+  copy->number = number;
+  copy->outcome = Outcome::kDone;
+  return absl::OkStatus();
+}
+
+absl::Status Flusher::Land(Copy* copy) {
   CFS_ASSIGN_OR_RETURN(const BackendDirectories::Directory own, directories_->Own());
   const int own_fd = own->get();
-  const absl::Status landed = directories_->With(copy->dir, [&](int fd) -> absl::Status {
+  return directories_->With(copy->dir, [&](int fd) -> absl::Status {
     if (copy->place != nullptr) return LandBirth(fd, own_fd, copy);
     CFS_ASSIGN_OR_RETURN(const BackendIdentity identity,
                          DecodeBackendIdentity(copy->out.record.backend_identity));
     return LandRewrite(fd, own_fd, copy, identity);
   });
-  CFS_RETURN_IF_ERROR(landed);
-  if (copy->outcome != Outcome::kDone) return absl::OkStatus();
+}
+
+void Flusher::NoteLanded(Pass* pass, Copy* copy) {
+  if (copy->outcome == Outcome::kNotYet) pass->again = true;
+  if (!copy->status.ok() || copy->outcome != Outcome::kDone) return;
   if (copy->out.record.IsRegular()) flushed_files_.fetch_add(1, std::memory_order_relaxed);
   if (copy->out.has_writer) brought_[copy->ino] = pass->time;
+  if (copy->out.soft) pass->soft[copy->ino] = copy->out.backing_ctime;
   if (copy->dir != kNoInode) pass->touched.insert(copy->dir);
+  pass->wide |= !copy->out.record.IsRegular() || copy->dir == kNoInode;
   if (copy->place == nullptr) {
     pass->written.push_back({copy->ino, copy->out.version});
   } else {
     pass->placed.push_back(copy->place);
     pass->born[copy->ino] = copy->out.version;
   }
-  return absl::OkStatus();
 }
 
 absl::Status Flusher::LandBirth(int fd, int own, Copy* copy) {
   DirtyName& mark = copy->place->mark;
-  const absl::StatusOr<struct statx> there = StatBackend(fd, copy->name);
-  if (!there.ok() && ErrnoOf(there.status()) != ENOENT) return there.status();
-  // Looked at just before; others may have come since.
-  const bool replace = there.ok() && mark.base != kNoInode && !S_ISDIR(there->stx_mode) &&
-                       SameContent(mark.stamp, StampOf(*there));
+  bool replace = false;
+  if (mark.base != kNoInode) {
+    const absl::StatusOr<struct statx> there = StatBackend(fd, copy->name);
+    if (!there.ok() && ErrnoOf(there.status()) != ENOENT) return there.status();
+    // Looked at just before; others may have come since.
+    replace = there.ok() && !S_ISDIR(there->stx_mode) && SameContent(mark.stamp, StampOf(*there));
+  }
   const absl::Status moved =
       MoveBackendObject(own, TemporaryName(copy->ino), fd, copy->name, replace);
   if (ErrnoOf(moved) == EEXIST) {
@@ -316,8 +369,7 @@ absl::Status Flusher::LandBirth(int fd, int own, Copy* copy) {
   mark.stamp = identity.stamp;
   mark.next = kNoInode;
   mark.next_number = 0;
-  CFS_RETURN_IF_ERROR(fs_->PutOut(copy->ino, copy->out, std::move(identity)));
-  return fs_->NoteName(copy->dir, copy->name, mark);
+  return fs_->PutOut(copy->ino, copy->out, std::move(identity));
 }
 
 absl::Status Flusher::LandRewrite(int fd, int own, Copy* copy, const BackendIdentity& identity) {
@@ -328,7 +380,7 @@ absl::Status Flusher::LandRewrite(int fd, int own, Copy* copy, const BackendIden
     CFS_ASSIGN_OR_RETURN(const UniqueFd to, OpenBackendFile(fd, name, O_WRONLY));
     if (ftruncate(to.get(), 0) != 0) return PosixError(errno);
     FaultPoint("flush-in-place");
-    const absl::StatusOr<uint64_t> copied = CopyContents(out.fd.get(), to.get(), ending_);
+    const absl::StatusOr<uint64_t> copied = CopyContents(out.fd.get(), to.get(), ending_, large_);
     out.fd.reset();
     if (ErrnoOf(copied.status()) == EAGAIN || ErrnoOf(copied.status()) == EINTR) {
       copy->outcome = Outcome::kNotYet;

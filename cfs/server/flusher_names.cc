@@ -73,6 +73,7 @@ absl::StatusOr<Flusher::Outcome> Flusher::Place(Pass* pass, DirtyPlace* place) {
     return Outcome::kDone;
   }
   CFS_RETURN_IF_ERROR(status);
+  pass->wide |= outcome != Outcome::kBirth;
   if (outcome == Outcome::kDone) pass->touched.insert(place->dir);
   return outcome;
 }
@@ -114,6 +115,7 @@ absl::Status Flusher::PlaceIn(Pass* pass, int fd, DirtyPlace* place, Outcome* ou
     return absl::OkStatus();
   }
   if (there) {
+    pass->wide = true;
     const bool replaced = ino != kNoInode && !record.IsDirectory() && !S_ISDIR(there->stx_mode);
     CFS_ASSIGN_OR_RETURN(const Outcome cleared, Clear(fd, place, replaced, &there));
     if (cleared != Outcome::kDone) return absl::OkStatus();

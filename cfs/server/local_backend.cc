@@ -305,9 +305,15 @@ absl::StatusOr<bool> LocalFileSystem::Harden(InodeId ino) {
   CFS_RETURN_IF_ERROR(SyncStaged(ino, record->backing));
   // Written before the mark goes, or recovery takes the file for one that no record names.
   CFS_RETURN_IF_ERROR(state_->SetSettled(settled));
+  return EndSoft(ino, *record);
+}
+
+absl::StatusOr<bool> LocalFileSystem::EndSoft(InodeId ino, const InodeRecord& synced) {
   StripeLocks::Hold hold(&shard_->locks(), {ino});
   const absl::StatusOr<InodeRecord> present = shard_->GetInode(ino);
-  if (!present.ok() || present->backing != record->backing) return true;
+  if (!present.ok() || present->backing != synced.backing) return true;
+  // It may have been written and flushed in the meantime.
+  if (present->backend_identity != synced.backend_identity) return false;
   {
     MutexLock lock(&unsound_mutex_);
     if (unsound_.contains(ino)) return PosixError(EIO, "a sync of it has failed before");
@@ -316,6 +322,33 @@ absl::StatusOr<bool> LocalFileSystem::Harden(InodeId ino) {
   update.DeleteQueue(QueueKind::kStaged, ino);
   CFS_RETURN_IF_ERROR(update.Commit());
   return true;
+}
+
+absl::Status LocalFileSystem::HardenAll(std::vector<InodeId>* soft,
+                                        std::vector<InodeId>* unsound) {
+  const uint64_t settled = chunks_->settled();
+  std::vector<std::pair<InodeId, InodeRecord>> synced;
+  std::vector<InodeId> left;
+  for (const InodeId ino : *soft) {
+    absl::StatusOr<InodeRecord> record = RecordNow(ino);
+    if (absl::IsNotFound(record.status())) continue;
+    CFS_RETURN_IF_ERROR(record.status());
+    if (record->layout != Layout::kWhole) continue;
+    if (Raw(record->backing) < settled) {
+      synced.emplace_back(ino, *std::move(record));
+    } else {
+      left.push_back(ino);
+    }
+  }
+  CFS_RETURN_IF_ERROR(chunks_->SyncAll());
+  CFS_RETURN_IF_ERROR(state_->SetSettled(settled));
+  for (const auto& [ino, record] : synced) {
+    const absl::StatusOr<bool> ended = EndSoft(ino, record);
+    if (!ended.ok()) unsound->push_back(ino);
+    if (ended.ok() && !*ended) left.push_back(ino);
+  }
+  soft->swap(left);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<bool> LocalFileSystem::Evict(InodeId ino) {
@@ -367,6 +400,8 @@ absl::Status LocalFileSystem::Unstage(InodeId ino, BackingId backing) {
   update.DeleteQueue(QueueKind::kStaged, ino);
   const absl::StatusOr<InodeRecord> record = shard_->GetInode(ino);
   if (!record.ok() && !absl::IsNotFound(record.status())) return record.status();
+  // Whoever had it open for writing had gone before it was brought to the backend.
+  if (backing != kNoBacking) update.DeleteQueue(QueueKind::kOpen, ino);
   if (record.ok() && record->layout == Layout::kWhole && record->backing == backing) {
     InodeRecord away = *record;
     away.layout = Layout::kBackend;
@@ -376,6 +411,19 @@ absl::Status LocalFileSystem::Unstage(InodeId ino, BackingId backing) {
     update.PutDoomed(backing);
   }
   return update.Commit();
+}
+
+absl::StatusOr<bool> LocalFileSystem::TakeBackLost(InodeId ino) {
+  const absl::StatusOr<InodeRecord> record = RecordNow(ino);
+  if (absl::IsNotFound(record.status())) return false;
+  CFS_RETURN_IF_ERROR(record.status());
+  struct stat st;
+  if (record->layout != Layout::kWhole || record->backend_identity.empty() ||
+      record->home != node_ || ErrnoOf(chunks_->Stat(record->backing, &st)) != ENOENT) {
+    return false;
+  }
+  CFS_RETURN_IF_ERROR(Unstage(ino, record->backing));
+  return true;
 }
 
 }  // namespace cfs

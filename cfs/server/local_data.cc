@@ -116,7 +116,7 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
   if (writes) CFS_RETURN_IF_ERROR(MayChange());
   OpenInode* open;
   bool fresh = false, dirtied = false;
-  BackingId hard = kNoBacking;
+  std::string hard;
   std::optional<Kept> kept;
   if (writes) {
     kept.emplace(this, ino);  // Syncing it may take a while.
@@ -137,7 +137,7 @@ absl::StatusOr<OpenResult> LocalFileSystem::OpenNow(InodeId ino, int flags,
     open->ghost = ghost;
     if (writes) {
       // Staged in since: it is to be opened again.
-      if (IsSoft(ino) && record->backing != hard) {
+      if (IsSoft(ino) && record->backend_identity != hard) {
         if (!open->open() && !open->queued) open_.Erase(ino);
         return NeedsBackend({BackendNeed::kData, ino});
       }

@@ -159,22 +159,29 @@ absl::Status LocalFileSystem::Recover() {
   }
 
   std::vector<std::pair<InodeId, BackingId>> marks, staged;
-  std::vector<InodeId> orphans;
+  std::vector<InodeId> orphans, dirty;
   absl::Status malformed;
-  CFS_RETURN_IF_ERROR(
-      shard_->ScanQueue([&](QueueKind kind, InodeId ino, absl::string_view value) {
-        const auto backing = DecodeBacking(value);
-        if (!backing.ok()) malformed = backing.status();
-        if (!backing.ok()) return;
-        if (kind == QueueKind::kOpen) marks.emplace_back(ino, *backing);
-        if (kind == QueueKind::kOrphan) orphans.push_back(ino);
-        if (kind == QueueKind::kStaged) staged.emplace_back(ino, *backing);
-      }));
+  CFS_RETURN_IF_ERROR(shard_->ScanQueue([&](QueueKind kind, InodeId ino, absl::string_view value) {
+    const auto backing = DecodeBacking(value);
+    if (!backing.ok()) malformed = backing.status();
+    if (!backing.ok()) return;
+    if (kind == QueueKind::kOpen) marks.emplace_back(ino, *backing);
+    if (kind == QueueKind::kOrphan) orphans.push_back(ino);
+    if (kind == QueueKind::kStaged) staged.emplace_back(ino, *backing);
+    if (kind == QueueKind::kDirty) dirty.push_back(ino);
+  }));
   CFS_RETURN_IF_ERROR(malformed);
 
   for (const auto& [ino, backing] : staged) {
     // In good order, all is on the device.
     CFS_RETURN_IF_ERROR(Unstage(ino, state_->was_clean() ? kNoBacking : backing));
+    if (!state_->was_clean()) std::erase(marks, std::pair(ino, backing));
+  }
+  if (!state_->was_clean()) {
+    for (const InodeId ino : dirty) {
+      CFS_ASSIGN_OR_RETURN(const bool lost, TakeBackLost(ino));
+      if (lost) std::erase_if(marks, [ino = ino](const auto& mark) { return mark.first == ino; });
+    }
   }
   // A file that was created and is not settled has its open mark; what else is
   // in the unsettled range was in the pool, or its record did not survive.
@@ -571,7 +578,7 @@ absl::StatusOr<Attr> LocalFileSystem::SetAttrNow(InodeId ino, const SetAttrReque
   BackingId backing;
   bool fresh = false;
   const Kept kept(this, ino);
-  CFS_ASSIGN_OR_RETURN(const BackingId hard, HardenForWriting(ino));
+  CFS_ASSIGN_OR_RETURN(const std::string hard, HardenForWriting(ino));
   bool dirtied = false;
   {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
@@ -584,7 +591,9 @@ absl::StatusOr<Attr> LocalFileSystem::SetAttrNow(InodeId ino, const SetAttrReque
     if (record.attr_epoch != attr_epoch_) CFS_RETURN_IF_ERROR(MergeBacking(&record));
     backing = record.backing;
     // Staged in since: it is to be begun again.
-    if (IsSoft(ino) && backing != hard) return NeedsBackend({BackendNeed::kData, ino});
+    if (IsSoft(ino) && record.backend_identity != hard) {
+      return NeedsBackend({BackendNeed::kData, ino});
+    }
     dirtied = !record.backend_identity.empty() && shard_->writes_back() && !IsDirty(ino);
     open = open_.FindOrAdd(ino, backing);
     CFS_RETURN_IF_ERROR(BeginWriting(ino, open, &fresh));

@@ -287,6 +287,9 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // Until it returns true, power loss takes the data back to the backend. Syncs. An
   // error: the data may be lost already, and only Evict helps.
   absl::StatusOr<bool> Harden(InodeId ino);
+  // The same for many, with one sync; `soft` has those that are left. An error: none was
+  // hardened, and each has to be asked for.
+  absl::Status HardenAll(std::vector<InodeId>* soft, std::vector<InodeId>* unsound);
   // EBUSY: it is open, or changed. False if it is not here.
   absl::StatusOr<bool> Evict(InodeId ino);
 
@@ -374,6 +377,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     uint64_t pending = 0;    // The number of the object that was being put in its place.
     bool data = false;       // What is in the file is not on the backend.
     bool has_writer = false;
+    bool soft = false;  // EndInodeSoftly is going to say that it is clean.
     UniqueFd fd;             // If `data`.
     timespec backing_ctime{};
   };
@@ -382,6 +386,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     InodeId ino = kNoInode;
     uint64_t number = 0;
   };
+  absl::Status NoteNames(const std::vector<const DirtyPlace*>& places);
   absl::Status NotePending(const std::vector<Pending>& pending);
   absl::Status ForgetPending(InodeId ino);
   // The object has all that was taken; `identity` says how it is now.
@@ -389,14 +394,20 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // The inode is dirty no longer, unless it has changed since (EAGAIN) or has a writer
   // (EBUSY).
   absl::Status EndInode(InodeId ino, uint64_t version);
+  // The same, of what was taken with `backing_ctime`, and whose data need not be on the device
+  // here: it IsSoft from then on.
+  absl::Status EndInodeSoftly(InodeId ino, uint64_t version, timespec backing_ctime);
+  // Its data is on the device. An error is known for ever.
+  absl::Status SyncData(InodeId ino);
+  // EIO if some of what `out.fd` was read from has been lost on the way to the device.
+  absl::Status CheckWritten(InodeId ino, const Outgoing& out);
   // A directory that was removed is not on the backend any more either.
   absl::Status ForgetRemoved(InodeId dir);
   // The name is another one's on the backend, and stays that: what has it here gets the
   // name `aside` instead (nothing, if there is nothing any more).
   absl::Status MoveAside(InodeId dir, absl::string_view name, absl::string_view aside,
                          Imported theirs);
-  // All that is here is on the device; what is said of it is.
-  absl::Status SyncStore();
+  // What is said of all that is here is on the device.
   absl::Status SyncMetaNow();
   absl::StatusOr<bool> IsNameDirty(InodeId dir, absl::string_view name);
 
@@ -521,12 +532,14 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   void WriteWithRoom(HandleId handle, uint64_t offset, WriteMode mode,
                      std::shared_ptr<char[]> bytes, size_t size, Done<size_t> done);
   absl::StatusOr<std::string> OwnPolicy(InodeId ino, absl::string_view xattr);
-  // Whether power loss would take what was staged in back to the backend.
+  // Whether power loss would take it back to what the backend has, which is the same.
   bool IsSoft(InodeId ino);
   // Before a file is written that IsSoft: what was written and synced must stay.
-  // Which backing file it was, kNoBacking if there was nothing to do.
-  absl::StatusOr<BackingId> HardenForWriting(InodeId ino);
+  // Which identity it had; none if there was nothing to do.
+  absl::StatusOr<std::string> HardenForWriting(InodeId ino);
   absl::Status SyncStaged(InodeId ino, BackingId backing);
+  // The data is on the device as it was with the record `synced`. False: another one is not.
+  absl::StatusOr<bool> EndSoft(InodeId ino, const InodeRecord& synced);
   // While it lives, the copy is not evicted.
   class Kept {
    public:
@@ -552,6 +565,9 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   bool HasWriterNow(OpenInode* open) const;
   // After power loss: what was staged in may not have come to the device.
   absl::Status Unstage(InodeId ino, BackingId backing);
+  // The same of a dirty file that is not here at all: it never was on the device, and was just
+  // being flushed.
+  absl::StatusOr<bool> TakeBackLost(InodeId ino);
   // Runs `again` when the backend has brought what `status` says is needed.
   template <typename DoneT>
   void FetchFirst(const absl::Status& status, DoneT done, absl::AnyInvocable<void(DoneT)> again);

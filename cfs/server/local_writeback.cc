@@ -17,6 +17,7 @@ namespace cfs {
 namespace {
 
 constexpr auto kAgreed = Shard::Update::Purpose::kAgreed;
+constexpr size_t kNotedAtOnce = 64;
 
 }  // namespace
 
@@ -31,12 +32,32 @@ bool LocalFileSystem::IsDirty(InodeId ino) {
   return !absl::IsNotFound(store_->Get(Family::kQueue, QueueKey(QueueKind::kDirty, ino), &value));
 }
 
-absl::StatusOr<BackingId> LocalFileSystem::HardenForWriting(InodeId ino) {
-  if (!IsSoft(ino)) return kNoBacking;
-  CFS_ASSIGN_OR_RETURN(const InodeRecord record, RecordNow(ino));
-  if (record.layout != Layout::kWhole) return kNoBacking;
+absl::StatusOr<std::string> LocalFileSystem::HardenForWriting(InodeId ino) {
+  if (!IsSoft(ino)) return "";
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, RecordNow(ino));
+  if (record.layout != Layout::kWhole) return "";
   CFS_RETURN_IF_ERROR(SyncStaged(ino, record.backing));
-  return record.backing;
+  return std::move(record.backend_identity);
+}
+
+absl::Status LocalFileSystem::SyncData(InodeId ino) {
+  const absl::StatusOr<InodeRecord> record = RecordNow(ino);
+  if (absl::IsNotFound(record.status())) return absl::OkStatus();
+  CFS_RETURN_IF_ERROR(record.status());
+  if (record->layout != Layout::kWhole) return absl::OkStatus();
+  return SyncStaged(ino, record->backing);
+}
+
+absl::Status LocalFileSystem::CheckWritten(InodeId ino, const Outgoing& out) {
+  // Says what has failed, and begins nothing.
+  if (sync_file_range(out.fd.get(), 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE) == 0 || errno == ESPIPE ||
+      errno == EINVAL || errno == ENOSYS) {
+    return absl::OkStatus();
+  }
+  const absl::Status failed = ErrnoStatus("file to flush");
+  MutexLock lock(&unsound_mutex_);
+  unsound_.insert(ino);
+  return failed;
 }
 
 absl::StatusOr<LocalFileSystem::Dirty> LocalFileSystem::ListDirty() {
@@ -236,6 +257,22 @@ absl::StatusOr<LocalFileSystem::Outgoing> LocalFileSystem::TakeOut(InodeId ino) 
   return out;
 }
 
+absl::Status LocalFileSystem::NoteNames(const std::vector<const DirtyPlace*>& places) {
+  for (size_t i = 0; i < places.size(); i += kNotedAtOnce) {
+    const size_t end = std::min(places.size(), i + kNotedAtOnce);
+    std::vector<InodeId> locked;
+    for (size_t at = i; at < end; ++at) locked.push_back(places[at]->dir);
+    StripeLocks::Hold hold(&shard_->locks(), locked);
+    Shard::Update update(shard_.get(), kAgreed);
+    for (size_t at = i; at < end; ++at) {
+      const DirtyPlace& place = *places[at];
+      update.PutRaw(Family::kQueue, DirtyNameKey(place.dir, place.name), Encode(place.mark));
+    }
+    CFS_RETURN_IF_ERROR(update.Commit());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status LocalFileSystem::NotePending(const std::vector<Pending>& pending) {
   Shard::Update update(shard_.get(), kAgreed);
   for (const auto& [ino, number] : pending) {
@@ -294,7 +331,7 @@ absl::Status LocalFileSystem::PutOut(InodeId ino, const Outgoing& taken, Backend
     const bool same = found.ok() && value == EncodeBacking(BackingId(taken.version)) &&
                       !taken.has_writer && !HasWriterNow(open_.Find(ino)) &&
                       record->backing == taken.record.backing && st.st_ctim == taken.backing_ctime;
-    identity.clean_ctime = same ? st.st_ctim : timespec{};
+    identity.clean_ctime = same && !taken.soft ? st.st_ctim : timespec{};
   }
   // What is not here is as it is there.
   if (record->layout == Layout::kBackend) {
@@ -329,6 +366,36 @@ absl::Status LocalFileSystem::EndInode(InodeId ino, uint64_t version) {
   }
   Shard::Update update(shard_.get(), kAgreed);
   update.DeleteQueue(QueueKind::kDirty, ino);
+  return update.Commit();
+}
+
+absl::Status LocalFileSystem::EndInodeSoftly(InodeId ino, uint64_t version,
+                                             timespec backing_ctime) {
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  std::string value;
+  const absl::Status found = store_->Get(Family::kQueue, QueueKey(QueueKind::kDirty, ino), &value);
+  const auto again = [] { return PosixError(EAGAIN, "it has changed again"); };
+  if (absl::IsNotFound(found)) return again();
+  CFS_RETURN_IF_ERROR(found);
+  CFS_ASSIGN_OR_RETURN(const BackingId present, DecodeBacking(value));
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(ino));
+  if (Raw(present) != version || record.nlink == 0 || record.layout != Layout::kWhole ||
+      record.backend_identity.empty()) {
+    return again();
+  }
+  if (HasWriterNow(open_.Find(ino))) return PosixError(EBUSY, "it has a writer");
+  CFS_ASSIGN_OR_RETURN(BackendIdentity identity, DecodeBackendIdentity(record.backend_identity));
+  struct stat st;
+  CFS_RETURN_IF_ERROR(chunks_->Stat(record.backing, &st));
+  if (!(st.st_ctim == backing_ctime) || static_cast<uint64_t>(st.st_size) != identity.stamp.size) {
+    return again();
+  }
+  identity.clean_ctime = st.st_ctim;
+  record.backend_identity = Encode(identity);
+  Shard::Update update(shard_.get(), kAgreed);
+  update.PutQueue(QueueKind::kStaged, ino, record.backing);
+  update.DeleteQueue(QueueKind::kDirty, ino);
+  update.PutInode(ino, std::move(record));
   return update.Commit();
 }
 
@@ -393,11 +460,6 @@ absl::Status LocalFileSystem::MoveAside(InodeId dir, absl::string_view name,
   Shard::Update update(shard_.get(), kAgreed);
   update.DeleteRaw(Family::kQueue, DirtyNameKey(dir, name));
   return update.Commit();
-}
-
-absl::Status LocalFileSystem::SyncStore() {
-  CFS_RETURN_IF_ERROR(chunks_->SyncAll());
-  return SyncMetaNow();
 }
 
 absl::Status LocalFileSystem::SyncMetaNow() {

@@ -17,11 +17,14 @@
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
 #include "cfs/base/status_macros.h"
+#include "cfs/tier/io_uring.h"
 
 namespace cfs {
 namespace {
 
 constexpr size_t kCopyBytes = 1 << 20;
+// What is as long is copied past the page cache.
+constexpr off_t kLargeBytes = off_t{16} << 20;
 
 bool IsOfUse(absl::string_view xattr) {
   return absl::StartsWith(xattr, "user.") || absl::StartsWith(xattr, "security.") ||
@@ -84,6 +87,23 @@ absl::Status CopyPiece(int from, int to, off_t begin, off_t end, char* buffer,
     *copied += static_cast<uint64_t>(got);
   }
   return absl::OkStatus();
+}
+
+// The same, past the page cache; its ends, where they are not aligned, as ever.
+absl::Status CopyLargePiece(int from, int to, off_t begin, off_t end, char* buffer,
+                            const std::atomic<bool>& stop, LargeCopier* large, uint64_t* copied) {
+  constexpr off_t kAligned = LargeCopier::kAligned;
+  const off_t first = (begin + kAligned - 1) / kAligned * kAligned;
+  const off_t last = end / kAligned * kAligned;
+  // What is too much is known at once; and writes into what is there already do not wait for
+  // each other.
+  if (fallocate(to, 0, begin, end - begin) != 0 && (errno == ENOSPC || errno == EDQUOT)) {
+    return PosixError(errno);
+  }
+  CFS_ASSIGN_OR_RETURN(const bool done, large->Copy(from, to, first, last, stop, copied));
+  if (!done) return CopyPiece(from, to, begin, end, buffer, stop, copied);
+  CFS_RETURN_IF_ERROR(CopyPiece(from, to, begin, first, buffer, stop, copied));
+  return CopyPiece(from, to, last, end, buffer, stop, copied);
 }
 
 }  // namespace
@@ -191,22 +211,38 @@ absl::Status MakeBackendObject(int dir, const std::string& name, uint32_t mode, 
 
 absl::Status SetBackendMetadata(int dir, const std::string& name, const BackendMetadata& metadata,
                                 const Xattrs& xattrs) {
-  CFS_ASSIGN_OR_RETURN(const BackendObject present, ReadBackendObject(dir, name));
+  // Without a name, of the open file `dir`.
+  const bool opened = name.empty();
+  BackendObject present;
+  if (opened) {
+    CFS_ASSIGN_OR_RETURN(present.st, StatBackend(dir, ""));
+    CFS_ASSIGN_OR_RETURN(present.xattrs, ReadBackendXattrs(dir));
+  } else {
+    CFS_ASSIGN_OR_RETURN(present, ReadBackendObject(dir, name));
+  }
   const struct statx& st = present.st;
   if ((st.stx_mode & S_IFMT) != (metadata.mode & S_IFMT)) return PosixError(ESTALE);
   // Before the mode and capabilities, which it takes away.
   if ((st.stx_uid != metadata.uid || st.stx_gid != metadata.gid) &&
-      fchownat(dir, name.c_str(), metadata.uid, metadata.gid, AT_SYMLINK_NOFOLLOW) != 0) {
+      fchownat(dir, name.c_str(), metadata.uid, metadata.gid,
+               AT_SYMLINK_NOFOLLOW | (opened ? AT_EMPTY_PATH : 0)) != 0) {
     return PosixError(errno);
   }
-  const std::string path = absl::StrCat("/proc/self/fd/", dir, "/", name);
+  const std::string path = absl::StrCat("/proc/self/fd/", dir, opened ? "" : "/", name);
+  const auto set = [&](const std::string& xattr, const std::string& value) {
+    return opened ? fsetxattr(dir, xattr.c_str(), value.data(), value.size(), 0)
+                  : lsetxattr(path.c_str(), xattr.c_str(), value.data(), value.size(), 0);
+  };
+  const auto remove = [&](const std::string& xattr) {
+    return opened ? fremovexattr(dir, xattr.c_str()) : lremovexattr(path.c_str(), xattr.c_str());
+  };
   const auto none_there = [] { return errno == EOPNOTSUPP || errno == ENOSYS; };
   for (const auto& [xattr, value] : present.xattrs) {
     const bool kept = std::ranges::any_of(
         xattrs, [&xattr = xattr](const auto& wanted) { return wanted.first == xattr; });
     // Labels that the backend's system gives by itself stay.
-    if (!kept && lremovexattr(path.c_str(), xattr.c_str()) != 0 && errno != ENODATA &&
-        !absl::StartsWith(xattr, "security.") && !none_there()) {
+    if (!kept && remove(xattr) != 0 && errno != ENODATA && !absl::StartsWith(xattr, "security.") &&
+        !none_there()) {
       return PosixError(errno);
     }
   }
@@ -216,17 +252,18 @@ absl::Status SetBackendMetadata(int dir, const std::string& name, const BackendM
       continue;
     }
     // They stay here: what cannot have them there loses none.
-    if (lsetxattr(path.c_str(), xattr.c_str(), value.data(), value.size(), 0) != 0 &&
-        !none_there()) {
-      return PosixError(errno);
-    }
+    if (set(xattr, value) != 0 && !none_there()) return PosixError(errno);
   }
+  const mode_t mode = metadata.mode & 07777u;
   if (!S_ISLNK(metadata.mode) &&
-      fchmodat(dir, name.c_str(), metadata.mode & 07777u, AT_SYMLINK_NOFOLLOW) != 0) {
+      (opened ? fchmod(dir, mode) : fchmodat(dir, name.c_str(), mode, AT_SYMLINK_NOFOLLOW)) != 0) {
     return PosixError(errno);
   }
   const timespec times[2] = {metadata.atime, metadata.mtime};
-  if (utimensat(dir, name.c_str(), times, AT_SYMLINK_NOFOLLOW) != 0) return PosixError(errno);
+  if ((opened ? futimens(dir, times) : utimensat(dir, name.c_str(), times, AT_SYMLINK_NOFOLLOW)) !=
+      0) {
+    return PosixError(errno);
+  }
   return absl::OkStatus();
 }
 
@@ -249,7 +286,8 @@ absl::Status SyncBackend(int top) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>& stop) {
+absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>& stop,
+                                      LargeCopier* large) {
   struct stat st {};
   if (fstat(from, &st) != 0) return PosixError(errno);
   // Before, or XFS gives space behind what is written, where a hole is to be.
@@ -265,7 +303,10 @@ absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>&
       data = at;
       hole = st.st_size;
     }
-    CFS_RETURN_IF_ERROR(CopyPiece(from, to, data, hole, buffer.get(), stop, &copied));
+    CFS_RETURN_IF_ERROR(
+        hole - data >= kLargeBytes
+            ? CopyLargePiece(from, to, data, hole, buffer.get(), stop, large, &copied)
+            : CopyPiece(from, to, data, hole, buffer.get(), stop, &copied));
     at = hole;
   }
   return copied;

@@ -22,6 +22,8 @@
 
 namespace cfs {
 
+class LargeCopier;
+
 using Xattrs = std::vector<std::pair<std::string, std::string>>;
 
 // All that an object has but its data.
@@ -53,7 +55,7 @@ absl::StatusOr<UniqueFd> CreateBackendFile(int dir, const std::string& name);
 absl::Status MakeBackendObject(int dir, const std::string& name, uint32_t mode, uint64_t rdev,
                                const std::string& target);
 // Gives the object all that `st_mode` and so on say: the owner and the mode, exactly these
-// xattrs (of those of use), and the times.
+// xattrs (of those of use), and the times. `name` is empty: of the open file `dir`.
 struct BackendMetadata {
   uint32_t mode = 0;
   uint32_t uid = 0;
@@ -71,7 +73,8 @@ absl::Status SyncBackend(int top);
 
 // Copies what is in one file to another that is empty; holes stay holes. How many bytes
 // were no hole. EAGAIN: the file has become shorter. EINTR: `stop` is set.
-absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>& stop);
+absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>& stop,
+                                      LargeCopier* large);
 
 }  // namespace cfs
 

@@ -35,10 +35,19 @@ from contenders import (
     store_directory,
     uring_enabled,
 )
+from backend_part import BackendPart
 from cluster_part import ClusterPart
 from loads import prepare_data, run_fio
-from report import analyse, analyse_cluster, print_verdicts, report, report_cluster
-from rows import CLUSTER_ROWS, FULL, QUICK, ROWS, SMOKE, select_rows
+from report import (
+    analyse,
+    analyse_backend,
+    analyse_cluster,
+    print_verdicts,
+    report,
+    report_backend,
+    report_cluster,
+)
+from rows import BACKEND_ROWS, CLUSTER_ROWS, FULL, QUICK, ROWS, SMOKE, select_rows
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -153,8 +162,9 @@ def parse_arguments():
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="small sizes, under 4 minutes")
     size.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all?")
-    parser.add_argument("--parts", type=listed("node", "cluster"), default=["node", "cluster"],
-                        metavar="LIST", help="node (one node), cluster (several)")
+    parts = ["node", "backend", "cluster"]
+    parser.add_argument("--parts", type=listed(*parts), default=parts, metavar="LIST",
+                        help="node (one node), backend (flush, stage-in), cluster (several)")
     parser.add_argument("--contenders", type=listed("cfs", "native", "null"),
                         default=["cfs", "native", "null"], metavar="LIST",
                         help="of one node; a cluster is measured beside all of its bounds")
@@ -187,10 +197,13 @@ def check_prerequisites(options):
         return "needs root"
     if not os.path.exists("/dev/fuse"):
         return "needs /dev/fuse"
-    needed = [options.build / "meta_bench"]
-    if "null" in options.contenders or "cluster" in options.parts:
+    if options.parts == ["backend"]:
+        needed = []
+    else:
+        needed = [options.build / "meta_bench"]
+    if needed and ("null" in options.contenders or "cluster" in options.parts):
         needed.append(options.build / "null_daemon")
-    if "cfs" in options.contenders or "cluster" in options.parts:
+    if "cfs" in options.contenders or {"backend", "cluster"} & set(options.parts):
         needed.append(options.cfs)
     if "cluster" in options.parts:
         needed.append(options.build / "net_bench")
@@ -204,6 +217,7 @@ def measure(options, sizes, rows):
     load_before = os.getloadavg()
     started = time.monotonic()
     node_rows = [row for row in rows if row in ROWS]
+    backend_rows = [row for row in rows if row in BACKEND_ROWS]
     cluster_rows = [row for row in rows if row in CLUSTER_ROWS]
     bench = Bench(options, sizes, node_rows)
     results = {
@@ -227,11 +241,22 @@ def measure(options, sizes, rows):
             }
             for transport in options.transport
         }
+    if backend_rows:
+        results["backend"] = measure_backend(options, sizes, backend_rows)
     if cluster_rows:
         results["cluster"] = measure_cluster(options, sizes, cluster_rows)
     results["load"] = {"before": load_before, "after": os.getloadavg()}
     results["seconds"] = round(time.monotonic() - started)
     return results
+
+
+def measure_backend(options, sizes, rows):
+    result = BackendPart(options, sizes, rows, progress).measure()
+    result["ratios"] = {row.name: analyse_backend(row, result["rows"][row.name]) for row in rows}
+    for name, found in result["ratios"].items():
+        if not found:
+            raise BenchError(f"{name} is missing")
+    return result
 
 
 def measure_cluster(options, sizes, rows):
@@ -260,6 +285,7 @@ def main():
         signal.signal(each, lambda caught, _: sys.exit(128 + caught))
     try:
         rows = select_rows(options.rows, [*(ROWS if "node" in options.parts else ()),
+                                          *(BACKEND_ROWS if "backend" in options.parts else ()),
                                           *(CLUSTER_ROWS if "cluster" in options.parts else ())])
         reason = check_prerequisites(options)
         if reason:
@@ -278,6 +304,8 @@ def main():
     if load["before"][0] > 1 and not (options.smoke or options.pin):
         print("warning: the machine was not idle before the run: ratios of short rows mean little")
     verdicts = report(results, [row for row in rows if row in ROWS])
+    if "backend" in results:
+        verdicts += report_backend(results["backend"], [row for row in rows if row in BACKEND_ROWS])
     cluster = results.get("cluster", {})
     if "ratios" in cluster:
         verdicts += report_cluster(cluster, [row for row in rows if row in CLUSTER_ROWS])

@@ -109,6 +109,23 @@ def report_cluster(cluster, rows):
     return [v for found in cluster["ratios"].values() for v in found["verdicts"]]
 
 
+def analyse_backend(row, values):
+    """None where something was not measured."""
+    if not values["cfs"] or len(values["cfs"]) != len(values["native"]):
+        return None
+    ratio = ratios(values, "cfs", "native")
+    return {"ratio": ratio, "verdicts": [verdict(ratio, row.target, "native")] if row.target else []}
+
+
+def report_backend(backend, rows):
+    print("\nbackend (store and backend on ext4 images, requests over /dev/fuse): median (min..max)")
+    print_table(["row", "unit", "cfs", "native", "cfs/native", "target"], [
+        [row.name, row.unit, cell(backend["rows"][row.name]["cfs"]),
+         cell(backend["rows"][row.name]["native"]), ratio_cell(backend["ratios"][row.name]["ratio"]),
+         verdict_cell(backend["ratios"][row.name]["verdicts"])] for row in rows])
+    return [v for found in backend["ratios"].values() for v in found["verdicts"]]
+
+
 def report(results, rows):
     """Prints the tables of one node and returns their verdicts."""
     for store, result in results["stores"].items():

@@ -104,6 +104,30 @@ LOCAL_ROWS = tuple(
         ("rand_write_4k", "op/s", ("randwrite", "4k")),
     )
 )
+@dataclasses.dataclass(frozen=True)
+class BackendRow:
+    """One line of the backend's table, beside the same without cfs: see backend_part.py."""
+
+    name: str
+    unit: str
+    target: float | None = None  # The least ratio.
+    after: str | None = None
+
+
+BACKEND_ROWS = (
+    BackendRow("flush_large", "MB/s", 1.0),
+    BackendRow("flush_large_cpu", "MB/CPU s", 2.0),
+    BackendRow("flush_small", "files/s", 1.5),
+    BackendRow("stagein_large", "MB/s", 1.0),
+    BackendRow("stagein_large_cpu", "MB/CPU s", 2.0),
+    BackendRow("stagein_small", "files/s", 1.5),
+    BackendRow("loader_small_first", "files/s"),
+    BackendRow("loader_small_later", "files/s"),
+    BackendRow("loader_large_first", "files/s"),
+    BackendRow("loader_large_later", "files/s", 0.8),
+    BackendRow("foreground_write", "1/p99 s", 0.67),  # 1.5 times as long.
+)
+
 CLUSTER_ROWS = TRANSPORT_ROWS + REMOTE_ROWS + OWNER_ROWS + LOCAL_ROWS
 
 
@@ -135,11 +159,14 @@ class Sizes:
     warm_up: bool
     # Wait between measurements until no daemon is busy.
     settle: bool
+    large_mib: int  # Of the backend's rows.
+    small_files: int
 
 
 FULL = Sizes(files=20000, cluster_files=2000, round_trips=3000, file_mib=512, runtime_s=0.7,
-             rounds=5, local_times=3, warm_up=True, settle=True)
+             rounds=5, local_times=3, warm_up=True, settle=True,
+             large_mib=1024, small_files=20000)
 QUICK = Sizes(files=4000, cluster_files=500, round_trips=1000, file_mib=64, runtime_s=0.2, rounds=3,
-              local_times=3, warm_up=False, settle=True)
+              local_times=3, warm_up=False, settle=True, large_mib=128, small_files=2000)
 SMOKE = Sizes(files=50, cluster_files=20, round_trips=20, file_mib=4, runtime_s=0.1, rounds=1,
-              local_times=1, warm_up=False, settle=False)
+              local_times=1, warm_up=False, settle=False, large_mib=20, small_files=40)

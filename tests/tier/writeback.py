@@ -24,8 +24,9 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "mount"), str(HERE.parent / "mount" / "posix")]
+sys.path[:0] = [str(HERE.parent / each) for each in ("mount", "mount/posix", "crash")]
 import harness  # noqa: E402  (It is where the path above says.)
+import stage  # noqa: E402
 import syscalls  # noqa: E402
 import trees  # noqa: E402
 from harness import (BINARY, NOBODY, Child, case, cfs, check, equal, expect, make,  # noqa: E402
@@ -1455,9 +1456,61 @@ def killed_while_much_is_flushed(t):
             equal(read(f"{m.backend}/old/{file}"), f"{file % 4} and {file}".encode(), f"old/{file}")
 
 
+def power_loss(t, kind, wait):
+    """What a sync has brought to the backend stays, and is here again, whatever the store has lost."""
+    need_root()
+    with contextlib.ExitStack() as stack:
+        disk = stage.Disk(Path(t.workspace.new_directory()), kind)
+        stack.callback(disk.close)
+        m = stack.enter_context(over(t, store=str(disk.path), errors=FLUSH_ERRORS))
+        model = t.workspace.new_directory()
+        rng = random.Random(5)
+        taken_back = 0
+        for number in range(3):
+            large, some = rng.randbytes(20_000_000), rng.randbytes(100_000)
+            for root in (m.mnt, model):
+                made(root, *(f"new{number}/{file}" for file in range(40)))
+                make(f"{root}/large", large)
+                for file in range(number, 40, 3):
+                    make(f"{root}/new0/{file}", f"{number} and {file}".encode() * 100)
+                make(f"{root}/written", some)
+            with opened(f"{m.mnt}/written", os.O_WRONLY | os.O_APPEND) as fd:
+                os.write(fd, some)
+                sync(m)
+                time.sleep(wait)
+                disk.cut_power()
+                m.kill()
+            make(f"{model}/written", some + some)
+            stage.unmount(m.mnt)
+            disk.reboot()
+            m.start()
+            taken_back += layout(m, "large") == "backend"
+            check_model(m, model)
+            equal(differences(m.backend, model, ignored=("mtime",)), [], "what is on the backend")
+            check_flushed(m)
+            check_model(m, model)
+        check(wait > 0 or taken_back > 0, "empty pass: all was on the device")
+
+
+@case(timeout=90)
+def power_is_lost_after_a_sync_ext4(t):
+    power_loss(t, "ext4", 0)
+
+
+@case(timeout=90)
+def power_is_lost_after_a_sync_xfs(t):
+    power_loss(t, "xfs", 0)
+
+
+@case(timeout=90)
+def power_is_lost_some_time_after_a_sync_ext4(t):
+    power_loss(t, "ext4", 1.7)
+
+
 POINTS = ("flush-copied", "flush-born", "flush-moved", "flush-parked", "flush-removed", "flush-linked",
-          "flush-metadata", "flush-rewritten", "flush-in-place", "flush-before-sync", "flush-synced")
-ONCE = ("flush-copied", "flush-in-place", "flush-linked", "flush-before-sync", "flush-synced")
+          "flush-metadata", "flush-rewritten", "flush-in-place", "flush-before-sync", "flush-synced",
+          "flush-soft")
+ONCE = ("flush-copied", "flush-in-place", "flush-linked", "flush-before-sync", "flush-synced", "flush-soft")
 
 
 def tree_of_points(root):
