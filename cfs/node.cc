@@ -17,8 +17,10 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "cfs/base/clock.h"
 #include "cfs/base/error.h"
@@ -278,6 +280,19 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
       const auto evicted = fs->Evict(InodeId(UintMember(request, "ino")));
       if (!evicted.ok()) return ControlError(evicted.status());
       return nlohmann::json{{"ok", true}, {"evicted", *evicted}};
+    }
+    if (verb == "refresh" || verb == "refresh_status") {
+      if (tier == nullptr) {
+        return ControlError(PosixError(EOPNOTSUPP, "there is no backend to look at"));
+      }
+      if (verb == "refresh_status") return tier->refresh()->Progress(UintMember(request, "id"));
+      std::string way;
+      if (!absl::Base64Unescape(StringMember(request, "path"), &way)) {
+        return ControlError(PosixError(EINVAL, "the path is not in base64"));
+      }
+      const uint64_t id = tier->refresh()->Begin(
+          InodeId(UintMember(request, "top")), absl::StrSplit(way, '/', absl::SkipEmpty()));
+      return nlohmann::json{{"ok", true}, {"id", id}};
     }
     if (verb == "sync" || verb == "sync_status") {
       Flusher* const flusher = tier == nullptr ? nullptr : tier->flusher();

@@ -58,6 +58,8 @@ inline constexpr int kBackendThreads = 16;
 inline constexpr int kBackendNameThreads = 4;
 // Those that copy files to it.
 inline constexpr int kFlushThreads = 8;
+// Those that look at what others have changed there.
+inline constexpr int kRefreshThreads = 8;
 inline constexpr int kFuseThreadsMin = 3;
 inline constexpr int kFuseThreadsMax = 16;
 

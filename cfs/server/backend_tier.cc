@@ -12,6 +12,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "cfs/base/awaited.h"
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
@@ -65,12 +66,15 @@ absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const std::string
     tier->flusher_ = std::make_unique<Flusher>(fs, &tier->directories_);
     CFS_RETURN_IF_ERROR(tier->flusher_->Prepare());
   }
+  tier->refresh_ = std::make_unique<BackendRefresh>(
+      path, fs, &tier->directories_, [tier = tier.get()](InodeId dir) { tier->AwaitImport(dir); });
   LogInfo("backend ", *bound ? "is new to the store" : "is known", " path=", path);
   return tier;
 }
 
 BackendTier::~BackendTier() {
   Drain();
+  refresh_.reset();
   flusher_.reset();
   pool_.reset();
   names_pool_.reset();
@@ -88,6 +92,7 @@ void BackendTier::Drain() {
     ending_.store(true, std::memory_order_relaxed);
     wake_.SignalAll();
   }
+  if (refresh_ != nullptr) refresh_->Stop();
   if (flusher_ != nullptr) flusher_->Stop();
   pool_->Drain();
   names_pool_->Drain();
@@ -134,6 +139,17 @@ void BackendTier::Fetch(const BackendNeed& need, DoneStatus done) {
     }
     for (DoneStatus& each : waiting) each(status);
   });
+}
+
+void BackendTier::AwaitImport(InodeId dir) {
+  const BackendNeed need{BackendNeed::kNames, dir};
+  {
+    MutexLock lock(&mutex_);
+    if (!fetching_.contains(Key(need.kind, need.ino))) return;
+  }
+  Awaited<absl::Status> done;
+  Fetch(need, [&done](absl::Status status) { done.Set(std::move(status)); });
+  done.Get().IgnoreError();  // Who needs it is told.
 }
 
 absl::Status BackendTier::FetchNow(const BackendNeed& need) {
@@ -331,6 +347,7 @@ void BackendTier::RunUpkeep() {
 
 nlohmann::json BackendTier::Status() {
   nlohmann::json status = flusher_ == nullptr ? nlohmann::json::object() : flusher_->Status();
+  status.update(refresh_->Status());
   MutexLock lock(&mutex_);
   status.update({{"path", path_},
                  {"mode", flusher_ == nullptr ? "readonly" : "writeback"},

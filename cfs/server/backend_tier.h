@@ -19,6 +19,7 @@
 #include "cfs/base/thread.h"
 #include "cfs/base/unique_fd.h"
 #include "cfs/server/backend_directories.h"
+#include "cfs/server/backend_refresh.h"
 #include "cfs/server/flusher.h"
 #include "cfs/server/local_file_system.h"
 #include "cfs/tier/io_pool.h"
@@ -50,6 +51,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   nlohmann::json Status();
   // Null where the backend is only read.
   Flusher* flusher() { return flusher_.get(); }
+  BackendRefresh* refresh() { return refresh_.get(); }
 
  private:
   using Key = std::pair<int, InodeId>;
@@ -66,6 +68,8 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   absl::Status ImportNow(InodeId dir);
   // EAGAIN: it was moved meanwhile.
   absl::Status ImportOnce(InodeId dir);
+  // Returns when an import of it that was under way has ended.
+  void AwaitImport(InodeId dir);
   absl::Status StageNow(InodeId ino);
   // One try. False: the object changed meanwhile.
   absl::StatusOr<bool> StageOnce(InodeId ino);
@@ -99,6 +103,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   // Nobody who needs a name waits for somebody else's data.
   std::unique_ptr<IoPool> pool_, names_pool_;
   std::unique_ptr<Flusher> flusher_;
+  std::unique_ptr<BackendRefresh> refresh_;
 };
 
 }  // namespace cfs
