@@ -208,7 +208,8 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     };
     if (behind.empty()) CFS_RETURN_IF_ERROR(note());
     auto opened = BackendTier::Open(config.backend, !config.backend_readonly, fs.get(), &clock,
-                                    absl::StrFormat("%016x", store.identity().store_id));
+                                    absl::StrFormat("%016x", store.identity().store_id),
+                                    config.backend_ttl);
     if (!opened.ok()) {
       if (behind.empty()) unlinkat(store_fd.get(), kBackendFile, 0);
       return opened.status();

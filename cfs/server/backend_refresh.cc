@@ -19,6 +19,8 @@
 #include "cfs/base/status_macros.h"
 #include "cfs/base/thread_name.h"
 #include "cfs/meta/backend_format.h"
+#include "cfs/meta/record_format.h"
+#include "cfs/ring/hash.h"
 #include "cfs/server/backend_import.h"
 #include "cfs/tier/backend.h"
 
@@ -32,6 +34,11 @@ constexpr size_t kResultsKept = 64;
 // More are found by the next refresh.
 constexpr size_t kWaitingMax = 100'000;
 constexpr int kTriesMax = 4;
+// Of looks on use: 64 bytes each; what is not known is looked at.
+constexpr size_t kLooksKept = 256 << 10;
+constexpr size_t kListedKept = 16 << 10;
+// Times of a directory that is changed again in the same tick of its clock may be the same.
+constexpr time_t kDirectoryTick = 2;
 constexpr auto kRetryOpen = std::chrono::seconds(1);
 // Whoever has just closed a file is being seen off.
 constexpr auto kSettling = std::chrono::milliseconds(20);
@@ -50,6 +57,8 @@ std::string Say(const absl::Status& status) {
   if (status.message().empty() || status.message() == error) return error;
   return absl::StrCat(error, " (", status.message(), ")");
 }
+
+uint64_t LookKey(InodeId dir, absl::string_view name) { return Hash64(DentryKey(dir, name)); }
 
 bool IsGone(const absl::Status& status) {
   return ErrnoOf(status) == ENOENT || ErrnoOf(status) == ESTALE;
@@ -76,11 +85,15 @@ bool IsUnchanged(const LocalFileSystem::Known& known, const BackendIdentity& ide
 }  // namespace
 
 BackendRefresh::BackendRefresh(std::string path, LocalFileSystem* fs,
-                               BackendDirectories* directories, AwaitImport await_import)
+                               BackendDirectories* directories, absl::Duration ttl,
+                               AwaitImport await_import)
     : path_(std::move(path)),
       fs_(fs),
       directories_(directories),
+      look_after_(absl::ToChronoNanoseconds(ttl / 2)),
       await_import_(std::move(await_import)),
+      looked_at_(kLooksKept),
+      listed_(kListedKept),
       pool_(kRefreshThreads),
       thread_([this] { Run(); }) {}
 
@@ -131,11 +144,9 @@ nlohmann::json BackendRefresh::Progress(uint64_t number) {
 
 nlohmann::json BackendRefresh::Status() {
   MutexLock lock(&mutex_);
-  return {{"refreshed_added", added_},
-          {"refreshed_gone", gone_},
-          {"refreshed_changed", changed_},
-          {"refreshing", asked_.size()},
-          {"changed_while_open", waiting_count_}};
+  return {{"refreshed_added", added_},     {"refreshed_gone", gone_},
+          {"refreshed_changed", changed_}, {"refreshing", asked_.size()},
+          {"look_failures", unseen_},      {"changed_while_open", waiting_count_}};
 }
 
 void BackendRefresh::Run() {
@@ -529,7 +540,7 @@ absl::Status BackendRefresh::Replace(Work* work, const Known& known, BackendObje
   }
   CFS_ASSIGN_OR_RETURN(const std::optional<uint32_t> links, LinksThere(known));
   CFS_RETURN_IF_ERROR(fs_->DropName(known, links, &theirs));
-  fs_->SayChanged(known.dir, known.name, known.ino);
+  fs_->SayChanged(known.dir, known.name, known.ino, work->on_use);
   ++work->gone;
   ++work->added;
   return absl::OkStatus();
@@ -578,7 +589,7 @@ absl::StatusOr<bool> BackendRefresh::DropTree(Work* work, Known known, const std
       status = fs_->DropName(known, links, nullptr);
       if (status.ok()) {
         directories_->Forget(known.ino);
-        fs_->SayChanged(known.dir, known.name, known.ino);
+        fs_->SayChanged(known.dir, known.name, known.ino, work->on_use);
         ++work->gone;
         return true;
       }
@@ -613,9 +624,101 @@ absl::Status BackendRefresh::Add(Work* work, InodeId dir, const std::string& pat
   FaultPoint("refresh-added");
   for (const std::string& name : names) {
     CFS_ASSIGN_OR_RETURN(const InodeId ino, fs_->NameNow(dir, name));
-    fs_->SayChanged(dir, name, ino);
+    fs_->SayChanged(dir, name, ino, work->on_use);
   }
   work->added += names.size();
+  return absl::OkStatus();
+}
+
+// ----------------------------------------------------------------------- on use
+
+bool BackendRefresh::IsDue(InodeId dir, absl::string_view name) {
+  if (look_after_ == SteadyClock::duration::zero()) return false;
+  if (dir == kRootInode && name == kBackendOwnName) return false;
+  const SteadyClock::time_point after = SteadyClock::now() - look_after_;
+  if (const auto listed = listed_.Get(dir); listed && listed->at > after) return false;
+  const auto looked = looked_at_.Get(LookKey(dir, name));
+  return !looked || *looked <= after;
+}
+
+void BackendRefresh::NoteListed(InodeId dir, SteadyClock::time_point began) {
+  if (look_after_ > SteadyClock::duration::zero()) listed_.Put(dir, {began, {}});
+}
+
+void BackendRefresh::CountUnseen(const absl::Status& status) {
+  failure_lines_.Log(LogLevel::kWarn,
+                     absl::StrCat("cannot be looked at on the backend, and is used as it is known "
+                                  "error=",
+                                  status.ToString()));
+  MutexLock lock(&mutex_);
+  ++unseen_;
+}
+
+void BackendRefresh::LookOnUse(InodeId dir, const std::string& name) {
+  const SteadyClock::time_point began = SteadyClock::now();
+  Work work;
+  work.on_use = true;
+  const auto look = [&]() -> absl::Status {
+    const absl::StatusOr<InodeRecord> record = fs_->RecordNow(dir);
+    // Nothing of it is known, or it is ours.
+    if (absl::IsNotFound(record.status())) return absl::OkStatus();
+    CFS_RETURN_IF_ERROR(record.status());
+    if (record->nlink == 0 || record->backend_identity.empty()) return absl::OkStatus();
+    if (name.empty()) return LookAtNames(&work, dir);
+    if (record->flags & kNotImported) return absl::OkStatus();
+    std::vector<Subdirectory> below;
+    const absl::Status looked = RefreshName(&work, dir, name, name, &below);
+    if (!IsGone(looked) || dir == kRootInode) return looked;
+    // The directory, then.
+    CFS_ASSIGN_OR_RETURN(const BackendIdentity identity,
+                         DecodeBackendIdentity(record->backend_identity));
+    return RefreshName(&work, record->parent, identity.name, identity.name, &below);
+  };
+  absl::Status status = look();
+  if (status.ok() && work.failed > 0) status = PosixError(EIO, work.said.front().error);
+  // After an error, too: who comes next need not wait for the same.
+  looked_at_.Put(LookKey(dir, name), began);
+  if (!status.ok()) CountUnseen(status);
+  MutexLock lock(&mutex_);
+  added_ += work.added;
+  gone_ += work.gone;
+  changed_ += work.changed;
+}
+
+absl::Status BackendRefresh::LookAtNames(Work* work, InodeId dir) {
+  const SteadyClock::time_point began = SteadyClock::now();
+  Subdirectory at;
+  at.ino = dir;
+  CFS_ASSIGN_OR_RETURN(const InodeRecord record, fs_->RecordNow(dir));
+  CFS_ASSIGN_OR_RETURN(const BackendIdentity identity,
+                       DecodeBackendIdentity(record.backend_identity));
+  if (dir != kRootInode) {
+    at.dir = record.parent;
+    at.name = at.path = identity.name;
+    std::vector<Subdirectory> below;
+    CFS_RETURN_IF_ERROR(RefreshName(work, at.dir, at.name, at.path, &below));
+    const auto now = fs_->NameNow(at.dir, at.name);
+    if (!now.ok() || *now != dir) return now.status();
+  }
+  if (record.flags & kNotImported) return absl::OkStatus();
+  struct statx st {};
+  CFS_RETURN_IF_ERROR(directories_->With(dir, [&](int fd) -> absl::Status {
+    CFS_ASSIGN_OR_RETURN(st, StatBackend(fd, "", /*now=*/true));
+    return CheckDirectory(dir, fd);
+  }));
+  const BackendStamp stamp = StampOf(st);
+  // What it had last is what it has: only names are known by that.
+  if (const auto listed = listed_.Get(dir); listed && listed->stamp == stamp)
+    return absl::OkStatus();
+  const uint64_t failed = work->failed;
+  std::vector<Subdirectory> below;
+  RefreshDirectory(work, at, &below);
+  if (work->failed > failed) return absl::OkStatus();  // It is said.
+  timespec now;
+  clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  const bool old = stamp.ctime.tv_sec + kDirectoryTick < now.tv_sec &&
+                   stamp.mtime.tv_sec + kDirectoryTick < now.tv_sec;
+  listed_.Put(dir, {began, old ? stamp : BackendStamp()});
   return absl::OkStatus();
 }
 

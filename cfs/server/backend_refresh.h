@@ -18,8 +18,12 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "cfs/base/line_limit.h"
+#include "cfs/base/lru_cache.h"
 #include "cfs/base/mutex.h"
+#include "cfs/base/steady_clock.h"
 #include "cfs/base/thread.h"
 #include "cfs/base/types.h"
 #include "cfs/server/backend_directories.h"
@@ -41,7 +45,7 @@ class BackendRefresh {
 
   // The backend is at `path`. `fs` and `directories` outlive it.
   BackendRefresh(std::string path, LocalFileSystem* fs, BackendDirectories* directories,
-                 AwaitImport await_import);
+                 absl::Duration ttl, AwaitImport await_import);
   ~BackendRefresh();
   // Ends what is on its way.
   void Stop();
@@ -51,6 +55,15 @@ class BackendRefresh {
   uint64_t Begin(InodeId top, std::vector<std::string> way);
   nlohmann::json Progress(uint64_t number);
   nlohmann::json Status();
+
+  // Of --backend-ttl. Whether the name, or (without one) what the directory has, was looked
+  // at so long ago that it has to be looked at before it is used. Half of the ttl, for the
+  // kernel keeps it for the other half.
+  bool IsDue(InodeId dir, absl::string_view name);
+  // Looks at it. REQUIRES: several at a time for different names only.
+  void LookOnUse(InodeId dir, const std::string& name);
+  // All that the directory has was looked at after that time.
+  void NoteListed(InodeId dir, SteadyClock::time_point began);
 
  private:
   using Known = LocalFileSystem::Known;
@@ -74,6 +87,13 @@ class BackendRefresh {
     uint64_t added = 0, gone = 0, changed = 0, left = 0, open = 0, failed = 0;
     std::vector<Said> said;  // Of what is open, or could not be looked at.
     std::vector<Busy> busy;
+    // Somebody waits in the kernel, perhaps with a lock, which forgets names by itself.
+    bool on_use = false;
+  };
+  // How a directory was when all that it has was looked at, if its times are of use.
+  struct Listed {
+    SteadyClock::time_point at{};
+    BackendStamp stamp;
   };
   struct Subdirectory {
     InodeId dir = kNoInode;  // Where it has the name.
@@ -117,6 +137,8 @@ class BackendRefresh {
   // `path` is the directory's.
   absl::Status Add(Work* work, InodeId dir, const std::string& path,
                    std::vector<LocalFileSystem::Imported> entries);
+  absl::Status LookAtNames(Work* work, InodeId dir);
+  void CountUnseen(const absl::Status& status);
   void Fail(Work* work, const std::string& path, const absl::Status& status);
   void AwaitClosed(Work* work);
   void RetryOpen();
@@ -125,7 +147,11 @@ class BackendRefresh {
   const std::string path_;
   LocalFileSystem* const fs_;
   BackendDirectories* const directories_;
+  const SteadyClock::duration look_after_;  // 0: never.
   AwaitImport await_import_;
+  // When names were looked at, and what directories have.
+  LruCache<uint64_t, SteadyClock::time_point> looked_at_;
+  LruCache<InodeId, Listed> listed_;
   // Relaxed: seen soon enough.
   std::atomic<bool> ending_{false};
   std::atomic<uint64_t> looked_{0};
@@ -139,6 +165,7 @@ class BackendRefresh {
   std::deque<Work> asked_ ABSL_GUARDED_BY(mutex_);
   std::map<uint64_t, Work> results_ ABSL_GUARDED_BY(mutex_);  // Of the latest.
   uint64_t waiting_count_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t unseen_ ABSL_GUARDED_BY(mutex_) = 0;  // Looks on use that failed.
   uint64_t added_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t gone_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t changed_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -46,12 +46,14 @@ BackendTier::BackendTier(std::string path, bool writes_back, LocalFileSystem* fs
       directories_(fs, std::move(top), writes_back, std::move(own_name)),
       upkeep_([this] { RunUpkeep(); }),
       pool_(std::make_unique<IoPool>(kBackendThreads)),
-      names_pool_(std::make_unique<IoPool>(kBackendNameThreads)) {}
+      names_pool_(std::make_unique<IoPool>(kBackendNameThreads)),
+      looks_pool_(std::make_unique<IoPool>(kBackendNameThreads)) {}
 
 absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const std::string& path,
                                                                bool writes_back,
                                                                LocalFileSystem* fs, Clock* clock,
-                                                               const std::string& own_name) {
+                                                               const std::string& own_name,
+                                                               absl::Duration ttl) {
   CFS_ASSIGN_OR_RETURN(UniqueFd top, OpenBackendTop(path));
   CFS_ASSIGN_OR_RETURN(BackendObject object, ReadBackendObject(top.get(), ""));
   const absl::StatusOr<bool> bound = fs->ImportRoot(ToImported(kNoInode, "", std::move(object)));
@@ -61,19 +63,21 @@ absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const std::string
   }
   std::unique_ptr<BackendTier> tier(
       new BackendTier(path, writes_back, fs, clock, std::move(top), own_name));
-  fs->SetFetcher(tier.get(), writes_back);
+  fs->SetFetcher(tier.get(), writes_back, /*looks=*/ttl > absl::ZeroDuration());
   if (writes_back) {
     tier->flusher_ = std::make_unique<Flusher>(fs, &tier->directories_);
     CFS_RETURN_IF_ERROR(tier->flusher_->Prepare());
   }
   tier->refresh_ = std::make_unique<BackendRefresh>(
-      path, fs, &tier->directories_, [tier = tier.get()](InodeId dir) { tier->AwaitImport(dir); });
+      path, fs, &tier->directories_, ttl,
+      [tier = tier.get()](InodeId dir) { tier->AwaitImport(dir); });
   LogInfo("backend ", *bound ? "is new to the store" : "is known", " path=", path);
   return tier;
 }
 
 BackendTier::~BackendTier() {
   Drain();
+  looks_pool_.reset();
   refresh_.reset();
   flusher_.reset();
   pool_.reset();
@@ -96,6 +100,7 @@ void BackendTier::Drain() {
   if (flusher_ != nullptr) flusher_->Stop();
   pool_->Drain();
   names_pool_->Drain();
+  looks_pool_->Drain();
 }
 
 absl::StatusOr<std::vector<std::string>> BackendTier::MountOptions() const {
@@ -141,6 +146,31 @@ void BackendTier::Fetch(const BackendNeed& need, DoneStatus done) {
   });
 }
 
+bool BackendTier::IsDue(InodeId dir, absl::string_view name) {
+  return !ending_.load(std::memory_order_relaxed) && refresh_->IsDue(dir, name);
+}
+
+void BackendTier::Look(InodeId dir, absl::string_view name, absl::AnyInvocable<void()> done) {
+  const std::pair key(dir, std::string(name));
+  {
+    MutexLock lock(&mutex_);
+    auto& waiting = looking_[key];
+    waiting.push_back(std::move(done));
+    if (waiting.size() > 1) return;
+  }
+  looks_pool_->Run([this, key] {
+    refresh_->LookOnUse(key.first, key.second);
+    std::vector<absl::AnyInvocable<void()>> waiting;
+    {
+      MutexLock lock(&mutex_);
+      const auto it = looking_.find(key);
+      waiting = std::move(it->second);
+      looking_.erase(it);
+    }
+    for (auto& each : waiting) each();
+  });
+}
+
 void BackendTier::AwaitImport(InodeId dir) {
   const BackendNeed need{BackendNeed::kNames, dir};
   {
@@ -180,6 +210,7 @@ absl::Status BackendTier::ImportNow(InodeId dir) {
 absl::Status BackendTier::ImportOnce(InodeId dir) {
   CFS_ASSIGN_OR_RETURN(const InodeRecord record, fs_->RecordNow(dir));
   if (!(record.flags & kNotImported)) return absl::OkStatus();
+  const SteadyClock::time_point began = SteadyClock::now();
   return directories_.With(dir, [&](int fd) -> absl::Status {
     CFS_ASSIGN_OR_RETURN(const struct statx before, StatBackend(fd, ""));
     CFS_RETURN_IF_ERROR(fs_->BeginImport(dir));
@@ -212,6 +243,7 @@ absl::Status BackendTier::ImportOnce(InodeId dir) {
     CFS_ASSIGN_OR_RETURN(const InodeRecord now, fs_->RecordNow(dir));
     if (now.backend_identity != record.backend_identity) return PosixError(EAGAIN);
     CFS_RETURN_IF_ERROR(fs_->EndImport(dir, bucket));
+    refresh_->NoteListed(dir, began);
     MutexLock lock(&mutex_);
     ++imported_directories_;
     imported_entries_ += bucket.entries;

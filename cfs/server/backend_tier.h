@@ -39,11 +39,15 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   static absl::StatusOr<std::unique_ptr<BackendTier>> Open(const std::string& path,
                                                            bool writes_back, LocalFileSystem* fs,
                                                            Clock* clock,
-                                                           const std::string& own_name);
+                                                           const std::string& own_name,
+                                                           absl::Duration ttl);
   // REQUIRES: nobody calls Fetch any more. Waits for what is on its way.
   ~BackendTier() override;
 
   void Fetch(const BackendNeed& need, DoneStatus done) override;
+  bool IsDue(InodeId dir, absl::string_view name) override;
+  // Once for all who ask. After an error, what is known is used.
+  void Look(InodeId dir, absl::string_view name, absl::AnyInvocable<void()> done) override;
   // Ends what is on its way, with EINTR; returns when every completion has run.
   void Drain();
   // What the mount needs, that nobody may do more than on the backend.
@@ -91,6 +95,8 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   CondVar wake_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::flat_hash_map<Key, std::vector<DoneStatus>> fetching_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::pair<InodeId, std::string>, std::vector<absl::AnyInvocable<void()>>>
+      looking_ ABSL_GUARDED_BY(mutex_);
   std::vector<InodeId> soft_ ABSL_GUARDED_BY(mutex_);  // Staged, and not hardened yet.
   uint64_t imported_directories_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t imported_entries_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -100,8 +106,8 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   absl::Status last_failure_ ABSL_GUARDED_BY(mutex_);
 
   Thread upkeep_;
-  // Nobody who needs a name waits for somebody else's data.
-  std::unique_ptr<IoPool> pool_, names_pool_;
+  // Nobody who needs a name waits for somebody else's data; looks wait for imports.
+  std::unique_ptr<IoPool> pool_, names_pool_, looks_pool_;
   std::unique_ptr<Flusher> flusher_;
   std::unique_ptr<BackendRefresh> refresh_;
 };

@@ -23,8 +23,9 @@ constexpr auto kAgreed = Shard::Update::Purpose::kAgreed;
 
 }  // namespace
 
-void LocalFileSystem::SetFetcher(Fetcher* fetcher, bool writes_back) {
+void LocalFileSystem::SetFetcher(Fetcher* fetcher, bool writes_back, bool looks) {
   fetcher_ = fetcher;
+  looks_ = looks;
   shard_->SetOverBackend();
   if (writes_back) shard_->SetWriteback(clock_);
 }
@@ -216,6 +217,8 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
     update.PutDentry(dir, entry.name, {ino, dentry.type});
   }
   if (theirs) {
+    // So that a kernel does not go on with the listing that it has.
+    present.mtime = present.ctime = clock_->Now();
     update.PutBucket(dir, present);
   } else if (importing == nullptr) {
     present.mtime = present.ctime = clock_->Now();

@@ -247,9 +247,14 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     virtual ~Fetcher() = default;
     // Brings it; OK if the operation that needs it may be tried again.
     virtual void Fetch(const BackendNeed& need, DoneStatus done) = 0;
+    // Whether a name is to be looked at again before it is used; without a name, what the
+    // directory has.
+    virtual bool IsDue(InodeId, absl::string_view) { return false; }
+    // Looks, and calls `done` whatever came of it.
+    virtual void Look(InodeId, absl::string_view, absl::AnyInvocable<void()> done) { done(); }
   };
-  // REQUIRES: before the first operation; `fetcher` outlives the last.
-  void SetFetcher(Fetcher* fetcher, bool writes_back);
+  // REQUIRES: before the first operation; `fetcher` outlives the last. `looks`: IsDue may be true.
+  void SetFetcher(Fetcher* fetcher, bool writes_back, bool looks = false);
   absl::StatusOr<InodeRecord> RecordNow(InodeId ino);
   struct Imported {
     std::string name;
@@ -378,7 +383,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::StatusOr<Known> KnownNow(InodeId dir, absl::string_view name);
   // Of a directory without one: the root.
   absl::StatusOr<Known> TopNow(InodeId ino);
-  // Some of the names in an imported directory; `from` says where to go on, and is empty at the end.
+  // Some of the names in an imported directory; `from` says where to go on, and is empty at
+  // the end.
   absl::StatusOr<std::vector<Known>> ListKnown(InodeId dir, std::string* from);
   // Of the next three, EAGAIN: it is not what was known any more, or is dirty.
   // The name has gone there; `instead`, if not null, has it now. The object has as many
@@ -392,8 +398,9 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::Status KeepDirectory(const Known& known);
   // Whether somebody has the file open, for all that is known.
   bool IsOpen(InodeId ino);
-  // Says to the kernel that the name was changed, and the inode that had it.
-  void SayChanged(InodeId dir, absl::string_view name, InodeId ino);
+  // Says to the kernel that the name was changed, and the inode that had it. `on_use`: an
+  // operation waits, and names are kept for a time only.
+  void SayChanged(InodeId dir, absl::string_view name, InodeId ino, bool on_use);
 
   nlohmann::json Status();
   nlohmann::json ChunkStatus();
@@ -523,7 +530,12 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // Whether reading the file changes its access time.
   bool AccessTimeMoves(const InodeRecord& record) const;
 
+  // Where the inode is to be looked at again before it is used; kNoInode: not now.
+  BackendLinks::Place PlaceDue(InodeId ino);
   absl::StatusOr<Attr> GetAttrNow(InodeId ino);
+  void LookupAgain(InodeId dir, absl::string_view name, Done<Attr> done);
+  void ListAgain(InodeId dir, uint64_t offset, size_t bytes_max, size_t entry_bytes,
+                 bool attributes, Done<std::vector<ListedEntry>> done);
   absl::StatusOr<Attr> LookupNow(InodeId dir, absl::string_view name);
   absl::StatusOr<Attr> SetAttrNow(InodeId ino, const SetAttrRequest& request);
   absl::StatusOr<Attr> ApplyAttr(InodeId ino, const SetAttrRequest& request, bool size_changed);
@@ -579,6 +591,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   Clock* const clock_;
   KernelCache* cache_ = nullptr;
   Fetcher* fetcher_ = nullptr;
+  bool looks_ = false;
   std::atomic<bool> daemon_io_;
   const bool unsafe_sync_;  // Negative control of the crash tests.
   std::atomic<int> kept_descriptors_{0};

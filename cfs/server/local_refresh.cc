@@ -53,6 +53,21 @@ absl::StatusOr<LocalFileSystem::Known> LocalFileSystem::KnownNow(InodeId dir,
   }
 }
 
+BackendLinks::Place LocalFileSystem::PlaceDue(InodeId ino) {
+  const absl::StatusOr<InodeRecord> record = RecordNow(ino);
+  if (!record.ok() || record->nlink == 0 || record->backend_identity.empty()) return {};
+  if (record->IsDirectory()) {
+    if (fetcher_->IsDue(ino, "")) return {ino, ""};
+    return {};
+  }
+  const auto identity = DecodeBackendIdentity(record->backend_identity);
+  if (!identity.ok() || identity->dir == kNoInode ||
+      !fetcher_->IsDue(identity->dir, identity->name)) {
+    return {};
+  }
+  return {identity->dir, identity->name};
+}
+
 absl::StatusOr<LocalFileSystem::Known> LocalFileSystem::TopNow(InodeId ino) {
   Known known;
   known.ino = ino;
@@ -358,9 +373,9 @@ absl::Status LocalFileSystem::KeepDirectory(const Known& known) {
   return update.Commit();
 }
 
-void LocalFileSystem::SayChanged(InodeId dir, absl::string_view name, InodeId ino) {
+void LocalFileSystem::SayChanged(InodeId dir, absl::string_view name, InodeId ino, bool on_use) {
   if (cache_ == nullptr) return;
-  cache_->NameChanged(dir, name);
+  if (!on_use) cache_->NameChanged(dir, name);
   cache_->ListingChanged(dir);
   cache_->AttrUnstable(dir);
   if (ino != kNoInode) cache_->AttrUnstable(ino);

@@ -41,6 +41,8 @@ struct NodeConfig {
   ClusterConfig cluster;
   std::string backend;     // Absolute, without symbolic links; "": none.
   bool backend_readonly = false;
+  // What was looked at there longer ago is looked at again when it is used; zero: never.
+  absl::Duration backend_ttl;
   Feature io_uring = Feature::kAuto;
   Feature passthrough = Feature::kAuto;
   LockMode locks = LockMode::kAuto;

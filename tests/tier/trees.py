@@ -12,11 +12,11 @@ KEPT_BY_CFS = ".cfs"
 
 
 @contextlib.contextmanager
-def over(t, backend=None, mode="readonly", **kwargs):
+def over(t, backend=None, mode="readonly", options=(), **kwargs):
     """A mount over a directory; what it is over is its `backend`."""
     if backend is None:
         backend = t.workspace.new_directory()
-    options = ["--backend", backend, *(["--backend-mode", mode] if mode else [])]
+    options = ["--backend", backend, *(["--backend-mode", mode] if mode else []), *options]
     with t.new_mount(options=options, **kwargs) as mount:
         mount.backend = backend
         yield mount
