@@ -298,26 +298,49 @@ def links_are_counted(t):
 
 
 @case
+def a_name_that_is_still_here_counts(t):
+    """What has a name here is not freed, though the backend has another number of links."""
+    with over(t, mode="writeback", errors=ERRORS) as m:
+        for folder in ("a", "b"):
+            os.mkdir(f"{m.backend}/{folder}")
+        make(f"{m.backend}/a/f", b"data")
+        os.link(f"{m.backend}/a/f", f"{m.backend}/b/f")
+        check_equal(m)
+        os.unlink(f"{m.backend}/b/f")
+        refresh(f"{m.mnt}/a")
+        os.unlink(f"{m.mnt}/a/f")
+        equal(os.stat(f"{m.mnt}/b/f").st_size, 4, "size")
+        for _ in range(2):
+            cfs("sync", m.mnt)
+            refresh(m.mnt)
+        check_same(m)
+
+
+@case
 def what_is_dirty_stays(t):
     with over(t, mode="writeback", errors=ERRORS) as m:
         top = m.backend
         os.makedirs(f"{top}/d/e/clean")
-        for name in ("changed", "attr", "removed", "d/clean", "d/e/f"):
+        for name in ("changed", "attr", "removed", "gone", "replaced", "d/clean", "d/e/f"):
             make(f"{top}/{name}", b"old")
         check_equal(m)
         # All of it within the second before anything is flushed.
-        for name in ("changed", "d/e/f"):
+        ours = ("changed", "gone", "replaced", "d/e/f", "made", "d/e/new")
+        for name in ours:
             make(f"{m.mnt}/{name}", b"ours")
-        make(f"{m.mnt}/d/e/new", b"ours")
         os.unlink(f"{m.mnt}/removed")
         os.chmod(f"{m.mnt}/attr", 0o611)
         make(f"{top}/changed", b"theirs")
         make(f"{top}/attr", b"theirs")
+        make(f"{top}/made", b"theirs")
+        os.unlink(f"{top}/gone")
+        make(f"{top}/other", b"theirs")
+        os.rename(f"{top}/other", f"{top}/replaced")
         make(f"{top}/removed", b"theirs")
         shutil.rmtree(f"{top}/d")
         done = refresh(m.mnt, words="left as they are")
         check("clean" not in os.listdir(f"{m.mnt}/d"), f"what is clean stays: {done}")
-        for name in ("changed", "d/e/f", "d/e/new"):
+        for name in ours:
             equal(read(f"{m.mnt}/{name}"), b"ours", name)
         sync(m)
         refresh(m.mnt)
@@ -325,7 +348,10 @@ def what_is_dirty_stays(t):
         equal(read(f"{top}/d/e/new"), b"ours", "made")
         equal(os.listdir(f"{top}/d"), ["e"], "what was clean")
         check_same(m)
-        equal({read(f"{m.mnt}/{n}") for n in os.listdir(m.mnt) if "changed" in n}, {b"ours", b"theirs"}, "both")
+        equal(read(f"{top}/gone"), b"ours", "made again")
+        for name in ("changed", "replaced", "made"):
+            both = {read(f"{m.mnt}/{n}") for n in os.listdir(m.mnt) if n.startswith(name)}
+            equal(both, {b"ours", b"theirs"}, f"contents of {name}")
         equal(read(f"{m.mnt}/removed"), b"theirs", "what they have changed and we have removed")
         check(status(m)["conflicts"] >= 2, f"conflicts: {status(m)}")
 
@@ -730,6 +756,26 @@ def looks_that_fail_show_what_is_known(t):
         os.rename(f"{m.backend}.away", m.backend)
         make(f"{m.backend}/d/g")
         soon(m, check_equal)
+
+
+@case
+def a_look_from_a_directory_that_was_replaced(t):
+    """A name is looked at in the directory that is there now, not in the one that was."""
+    for mode in MODES:
+        with over_with_ttl(t, mode, errors=ERRORS) as m:
+            os.mkdir(f"{m.backend}/d")
+            make(f"{m.backend}/d/f", b"old")
+            check_equal(m)
+            with opened(f"{m.mnt}/d", os.O_RDONLY | os.O_DIRECTORY) as d:
+                os.stat("f", dir_fd=d)
+                os.rename(f"{m.backend}/d", f"{m.backend}/x")
+                os.unlink(f"{m.backend}/x/f")
+                os.mkdir(f"{m.backend}/d")
+                make(f"{m.backend}/d/f", b"newer")
+                time.sleep(TTL * 1.1)
+                check(os.stat("f", dir_fd=d).st_size in (3, 5), "size")
+                soon(m, lambda _: equal(os.stat("f", dir_fd=d).st_size, 5, "size"))
+            soon(m, check_equal)
 
 
 @case(timeout=120)
