@@ -10,7 +10,6 @@ Method: real mounts over real directories that are changed on both sides, compar
 
 import contextlib
 import errno
-import fcntl
 import os
 import random
 import shutil
@@ -31,7 +30,6 @@ FACTOR = harness.TIME_FACTOR
 MODES = ("readonly", "writeback")
 # What the log may say, and how loudly, when the backend is away or has conflicts.
 ERRORS = r"(?i)flush|backend"
-FIFREEZE = 0xC0045877
 
 
 def refresh(path, code=0, words=""):
@@ -476,7 +474,8 @@ def hidden(t, path):
 
 
 @case
-def a_backend_that_hangs(t):
+def a_backend_that_is_unmounted(t):
+    """Lazily: what is held open is still there, and the path leads to an empty directory."""
     need_root()
     folder = t.workspace.new_directory()
     disk = f"{folder}/disk"
@@ -494,6 +493,30 @@ def a_backend_that_hangs(t):
     finally:
         harness.run("umount", "-l", disk)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@case(timeout=120)
+def a_backend_that_hangs(t):
+    """That is a mount of cfs whose daemon is stopped."""
+    need_root()
+    with t.new_mount() as behind, over(t, behind.mnt, errors=ERRORS) as m:
+        make(f"{m.backend}/f", b"data")
+        make(f"{m.backend}/g", b"data")
+        check_equal(m, contents=False)
+        read(f"{m.mnt}/f")
+        os.unlink(f"{m.backend}/g")
+        os.kill(behind.pid, harness.signal.SIGSTOP)
+        try:
+            asked = Child(lambda: refresh(m.mnt, 75, "does not answer"))
+            time.sleep(1)
+            equal(read(f"{m.mnt}/f"), b"data", "content")
+            equal(sorted(os.listdir(m.mnt)), ["f", "g"], "names")
+            asked.result(60 * FACTOR)
+        finally:
+            os.kill(behind.pid, harness.signal.SIGCONT)
+        wait_until(lambda: os.listdir(m.mnt) == ["f"], 10 * FACTOR, "it went on")
+        refresh(m.mnt)
+        check_equal(m)
 
 
 @case(timeout=120)
