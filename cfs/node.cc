@@ -17,8 +17,10 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "cfs/base/clock.h"
 #include "cfs/base/error.h"
@@ -207,7 +209,7 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
     if (behind.empty()) CFS_RETURN_IF_ERROR(note());
     auto opened = BackendTier::Open(
         {config.backend, !config.backend_readonly, config.backend_store_bytes,
-         absl::StrFormat("%016x", store.identity().store_id)},
+         absl::StrFormat("%016x", store.identity().store_id), config.backend_ttl},
         fs.get(), &clock);
     if (!opened.ok()) {
       if (behind.empty()) unlinkat(store_fd.get(), kBackendFile, 0);
@@ -284,6 +286,24 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
       const auto evicted = fs->Evict(ino);
       if (!evicted.ok()) return ControlError(evicted.status());
       return nlohmann::json{{"ok", true}, {"evicted", *evicted}};
+    }
+    if (verb == "refresh" || verb == "refresh_status") {
+      if (tier == nullptr) {
+        return ControlError(PosixError(EOPNOTSUPP, "there is no backend to look at"));
+      }
+      if (verb == "refresh_status") {
+        nlohmann::json progress = tier->refresh()->Progress(UintMember(request, "id"));
+        // Each call after it sees what is new.
+        if (!fs->NamesTold()) progress["done"] = false;
+        return progress;
+      }
+      std::string way;
+      if (!absl::Base64Unescape(StringMember(request, "path"), &way)) {
+        return ControlError(PosixError(EINVAL, "the path is not in base64"));
+      }
+      const uint64_t id = tier->refresh()->Begin(
+          InodeId(UintMember(request, "top")), absl::StrSplit(way, '/', absl::SkipEmpty()));
+      return nlohmann::json{{"ok", true}, {"id", id}};
     }
     if (verb == "sync" || verb == "sync_status") {
       Flusher* const flusher = tier == nullptr ? nullptr : tier->flusher();

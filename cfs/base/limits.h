@@ -73,6 +73,8 @@ inline constexpr int kFlushThreads = 8;
 inline constexpr int kLargeCopiesMax = 2;
 inline constexpr size_t kLargeCopyBytes = 32 << 20;
 inline constexpr size_t kLargeCopyPieces = 8;
+// Those that look at what others have changed there.
+inline constexpr int kRefreshThreads = 8;
 inline constexpr int kFuseThreadsMin = 3;
 inline constexpr int kFuseThreadsMax = 16;
 

@@ -77,8 +77,9 @@ int RunCli(int argc, char** argv, RunNodeFn run_node) {
                                    StatusVerb(),        NodesVerb(),
                                    TokenVerb(),         StatVerb(),
                                    StageInVerb(),       EvictVerb(),
-                                   SyncVerb(),          FsckVerb(),
-                                   DoctorVerb(),        VersionVerb()};
+                                   SyncVerb(),          RefreshVerb(),
+                                   FsckVerb(),          DoctorVerb(),
+                                   VersionVerb()};
   std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
   HideTokens(argc, argv);
   std::string name = words.empty() ? "" : words.front();

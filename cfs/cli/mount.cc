@@ -22,6 +22,7 @@ namespace {
 
 // Layers of dead mounts that one mount point may have collected.
 constexpr int kDeadMountsMax = 64;
+constexpr double kTtlSecondsMax = 1e9;
 
 bool ParseFeature(const std::string& value, Feature* feature) {
   if (value == "auto") return *feature = Feature::kAuto, true;
@@ -57,6 +58,15 @@ bool ParseLocks(const std::string& value, LockMode* locks) {
   if (value == "kernel") return *locks = LockMode::kKernel, true;
   if (value == "daemon") return *locks = LockMode::kDaemon, true;
   return false;
+}
+
+bool ParseTtl(const std::string& value, absl::Duration* ttl) {
+  double seconds;
+  if (!absl::SimpleAtod(value, &seconds) || !(seconds >= 0 && seconds <= kTtlSecondsMax)) {
+    return false;
+  }
+  *ttl = absl::Seconds(seconds);
+  return true;
 }
 
 // Splits at commas, save at those after a backslash (as libfuse does).
@@ -155,6 +165,9 @@ absl::Status ResolveBackend(NodeConfig* config, const std::string& mode) {
     if (config->backend_store_bytes != 0) {
       return absl::InvalidArgumentError("--store-size is of a --backend");
     }
+    if (config->backend_ttl > absl::ZeroDuration()) {
+      return absl::InvalidArgumentError("--backend-ttl is of a --backend");
+    }
     return absl::OkStatus();
   }
   if (!config->cluster.listen.empty() || !config->cluster.join.empty()) {
@@ -234,6 +247,9 @@ Verb MountVerb(RunNodeFn run_node) {
               return ParseBytes(value, &config->backend_store_bytes) &&
                      config->backend_store_bytes >= kStoreBytesMin;
             }},
+           {"backend-ttl", 0, "SECONDS",
+            "look again at what was looked at longer ago (default: 0, never)",
+            [=](const std::string& value) { return ParseTtl(value, &config->backend_ttl); }},
        }) {
     verb.options.push_back(std::move(option));
   }

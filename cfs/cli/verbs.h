@@ -26,6 +26,7 @@ Verb TokenVerb();
 Verb StatVerb();
 Verb StageInVerb();
 Verb EvictVerb();
+Verb RefreshVerb();
 Verb SyncVerb();
 Verb FsckVerb();
 Verb DoctorVerb();

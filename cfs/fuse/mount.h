@@ -27,6 +27,9 @@
 
 namespace cfs {
 
+// How long the kernel may keep what only we can change: for ever.
+inline constexpr double kForeverSeconds = 1e9;
+
 // Life: Start mounts; Serve starts the threads, which end when the mount is gone;
 // Wait returns then. With FUSE-over-io_uring requests come as soon as Start has
 // mounted. Thread-safe but for Start, Serve and Wait, which one thread calls.
@@ -41,7 +44,12 @@ class Mount final : public KernelCache {
 
   // `fs` outlives the mount.
   Mount(const NodeConfig& config, FileSystem* fs)
-      : config_(config), fs_(fs), shared_(fs->IsShared()) {}
+      : config_(config),
+        fs_(fs),
+        shared_(fs->IsShared()),
+        cache_seconds_(config.backend_ttl > absl::ZeroDuration()
+                           ? absl::ToDoubleSeconds(config.backend_ttl) / 2
+                           : kForeverSeconds) {}
   ~Mount() override;
 
   // Mounts, and finds out what the kernel gives. UNAVAILABLE for a feature that
@@ -61,6 +69,8 @@ class Mount final : public KernelCache {
 
   // The kernel keeps nothing for longer than an operation.
   bool shared() const { return shared_; }
+  // How long the kernel may keep what is not shared, and does not change by itself.
+  double cache_seconds() const { return cache_seconds_; }
 
   nlohmann::json Status();
 
@@ -90,6 +100,7 @@ class Mount final : public KernelCache {
   fuse_session* session_ = nullptr;
   FileSystem* const fs_;
   const bool shared_;
+  const double cache_seconds_;
   bool initialized_ = false;
   std::unique_ptr<BackingRegistry> registry_;
   // Held while a pool file is registered, so that the device is not closed (and

@@ -17,9 +17,6 @@
 
 namespace cfs {
 
-// How long the kernel may keep what only we can change: for ever.
-inline constexpr double kForeverSeconds = 1e9;
-
 // One tick, the granularity of time stamps. Spares a new file's first write a
 // GETATTR.
 inline constexpr double kTickSeconds = 0.004;
@@ -90,11 +87,11 @@ class Reply {
 #endif
 
  private:
-  bool shared() const { return static_cast<const Mount*>(fuse_req_userdata(req_))->shared(); }
-  double EntrySeconds() const { return shared() ? 0 : kForeverSeconds; }
+  const Mount* mount() const { return static_cast<const Mount*>(fuse_req_userdata(req_)); }
+  double EntrySeconds() const { return mount()->shared() ? 0 : mount()->cache_seconds(); }
   double AttrSeconds(const Attr& attr) const {
-    if (shared()) return 0;
-    return attr.stable ? kForeverSeconds : attr.fresh ? kTickSeconds : 0;
+    if (mount()->shared()) return 0;
+    return attr.stable ? mount()->cache_seconds() : attr.fresh ? kTickSeconds : 0;
   }
 
   fuse_req_t Take() {

@@ -276,6 +276,37 @@ absl::StatusOr<Removed> Namespace::RemoveDirectory(InodeId dir, absl::string_vie
   }
 }
 
+absl::StatusOr<Removed> Namespace::Drop(
+    InodeId dir, absl::string_view name, InodeId ino, std::optional<uint32_t> instead,
+    absl::FunctionRef<absl::Status(InodeRecord* record, Records::Update* update)> also) {
+  StripeLocks::Hold hold(&records_->locks(), {dir, ino});
+  const auto dentry = records_->GetDentry(dir, name);
+  if (!dentry.ok() && !absl::IsNotFound(dentry.status())) return dentry.status();
+  if (!dentry.ok() || dentry->ino != ino) return PosixError(EAGAIN, "the name has changed");
+  CFS_ASSIGN_OR_RETURN(InodeRecord record, records_->GetInode(ino));
+  const bool is_directory = record.IsDirectory();
+  if (is_directory && !(record.flags & kNotImported)) {
+    CFS_ASSIGN_OR_RETURN(const BucketRecord bucket, records_->GetBucket(ino));
+    if (bucket.entries > 0) return PosixError(ENOTEMPTY);
+  }
+  const timespec now = clock_->Now();
+  Records::Update update(records_, Records::Update::Purpose::kAgreed);
+  Removed removed;
+  update.DeleteDentry(dir, name);
+  CFS_RETURN_IF_ERROR(also(&record, &update));
+  const int subdirs = (instead && S_ISDIR(*instead) ? 1 : 0) - (is_directory ? 1 : 0);
+  CFS_RETURN_IF_ERROR(ChangeBucket(dir, instead ? 0 : -1, subdirs, now, &update));
+  if (is_directory) {
+    OrphanDirectory(ino, std::move(record), now, &update, &removed);
+  } else {
+    // What has other names has the times of the backend.
+    const timespec ctime = record.ctime;
+    CFS_RETURN_IF_ERROR(DropLink(ino, std::move(record), ctime, &update, &removed));
+  }
+  CFS_RETURN_IF_ERROR(Commit(removed, &update));
+  return removed;
+}
+
 absl::StatusOr<bool> Namespace::IsBelow(InodeId dir, InodeId ancestor) {
   // directory_moves_ is held: no parent changes on the way up. But what a
   // transaction has read one after the other, while others moved them, may go

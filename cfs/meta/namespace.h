@@ -94,6 +94,14 @@ class Namespace {
   absl::StatusOr<Renamed> Rename(InodeId from_dir, absl::string_view from_name, InodeId to_dir,
                                  absl::string_view to_name, uint32_t flags);
 
+  // Takes away the name, which is that of `ino` (EAGAIN), because the backend says so:
+  // nothing is marked as dirty. ENOTEMPTY: a directory with names in it. `also` may change
+  // the record first, adds what goes with it, and refuses by an error; with `instead`, that
+  // is another entry of this name and this mode.
+  absl::StatusOr<Removed> Drop(
+      InodeId dir, absl::string_view name, InodeId ino, std::optional<uint32_t> instead,
+      absl::FunctionRef<absl::Status(InodeRecord* record, Records::Update* update)> also);
+
   // Adds to `update` what ends an inode: record, xattrs, marks, backing file.
   // REQUIRES: the stripe lock of `ino`.
   absl::Status EraseInode(InodeId ino, const InodeRecord& record, bool marked,

@@ -34,7 +34,8 @@ class BackendDirectories {
   absl::StatusOr<Directory> Of(InodeId dir);
   // Runs `use` with it; again where it was another one in the meantime.
   absl::Status With(InodeId dir, absl::FunctionRef<absl::Status(int fd)> use);
-  // It is gone, or another one.
+  // Any of them may be gone, or another one, or this one.
+  void ForgetAll() { directories_.Clear(); }
   void Forget(InodeId dir) { directories_.Erase(dir); }
 
  private:

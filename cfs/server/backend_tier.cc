@@ -12,6 +12,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "cfs/base/awaited.h"
 #include "cfs/base/check.h"
 #include "cfs/base/error.h"
 #include "cfs/base/limits.h"
@@ -46,7 +47,8 @@ BackendTier::BackendTier(const Options& options, LocalFileSystem* fs, Clock* clo
       directories_(fs, std::move(top), options.writes_back, options.own_name),
       upkeep_([this] { RunUpkeep(); }),
       pool_(std::make_unique<IoPool>(kBackendThreads)),
-      names_pool_(std::make_unique<IoPool>(kBackendNameThreads)) {}
+      names_pool_(std::make_unique<IoPool>(kBackendNameThreads)),
+      looks_pool_(std::make_unique<IoPool>(kBackendNameThreads)) {}
 
 absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const Options& options,
                                                                LocalFileSystem* fs,
@@ -59,7 +61,8 @@ absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const Options& op
                         absl::StrCat("backend ", options.path, ": ", bound.status().message()));
   }
   std::unique_ptr<BackendTier> tier(new BackendTier(options, fs, clock, std::move(top)));
-  fs->SetFetcher(tier.get(), options.writes_back);
+  fs->SetFetcher(tier.get(), options.writes_back,
+                 /*looks=*/options.ttl > absl::ZeroDuration());
   if (options.writes_back) {
     tier->flusher_ = std::make_unique<Flusher>(
         fs, &tier->directories_, &tier->large_, [tier = tier.get()](const auto& inodes) {
@@ -69,6 +72,9 @@ absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const Options& op
     CFS_RETURN_IF_ERROR(tier->flusher_->Prepare());
   }
   tier->evictor_ = std::make_unique<Evictor>(fs, tier->flusher_.get(), options.store_bytes);
+  tier->refresh_ = std::make_unique<BackendRefresh>(
+      options.path, fs, &tier->directories_, options.ttl,
+      [tier = tier.get()](InodeId dir) { tier->AwaitImport(dir); });
   LogInfo("backend ", *bound ? "is new to the store" : "is known", " path=", options.path);
   return tier;
 }
@@ -80,6 +86,8 @@ void BackendTier::Start() {
 
 BackendTier::~BackendTier() {
   Drain();
+  looks_pool_.reset();
+  refresh_.reset();
   evictor_.reset();
   flusher_.reset();
   pool_.reset();
@@ -100,9 +108,11 @@ void BackendTier::Drain() {
   }
   // Whoever waits for room in it is told.
   if (evictor_ != nullptr) evictor_->Stop();
+  if (refresh_ != nullptr) refresh_->Stop();
   if (flusher_ != nullptr) flusher_->Stop();
   pool_->Drain();
   names_pool_->Drain();
+  looks_pool_->Drain();
 }
 
 absl::StatusOr<std::vector<std::string>> BackendTier::MountOptions() const {
@@ -149,6 +159,42 @@ void BackendTier::Fetch(const BackendNeed& need, DoneStatus done) {
   });
 }
 
+bool BackendTier::IsDue(InodeId dir, absl::string_view name) {
+  return !ending_.load(std::memory_order_relaxed) && refresh_->IsDue(dir, name);
+}
+
+void BackendTier::Look(InodeId dir, absl::string_view name, absl::AnyInvocable<void()> done) {
+  const std::pair key(dir, std::string(name));
+  {
+    MutexLock lock(&mutex_);
+    auto& waiting = looking_[key];
+    waiting.push_back(std::move(done));
+    if (waiting.size() > 1) return;
+  }
+  looks_pool_->Run([this, key] {
+    refresh_->LookOnUse(key.first, key.second);
+    std::vector<absl::AnyInvocable<void()>> waiting;
+    {
+      MutexLock lock(&mutex_);
+      const auto it = looking_.find(key);
+      waiting = std::move(it->second);
+      looking_.erase(it);
+    }
+    for (auto& each : waiting) each();
+  });
+}
+
+void BackendTier::AwaitImport(InodeId dir) {
+  const BackendNeed need{BackendNeed::kNames, dir};
+  {
+    MutexLock lock(&mutex_);
+    if (!fetching_.contains(Key(need.kind, need.ino))) return;
+  }
+  Awaited<absl::Status> done;
+  Fetch(need, [&done](absl::Status status) { done.Set(std::move(status)); });
+  done.Get().IgnoreError();  // Who needs it is told.
+}
+
 absl::Status BackendTier::FetchNow(const BackendNeed& need) {
   if (ending_.load(std::memory_order_relaxed)) return PosixError(EINTR);
   const bool names = need.kind == BackendNeed::kNames;
@@ -182,6 +228,7 @@ absl::Status BackendTier::ImportNow(InodeId dir) {
 absl::Status BackendTier::ImportOnce(InodeId dir) {
   CFS_ASSIGN_OR_RETURN(const InodeRecord record, fs_->RecordNow(dir));
   if (!(record.flags & kNotImported)) return absl::OkStatus();
+  const SteadyClock::time_point began = SteadyClock::now();
   return directories_.With(dir, [&](int fd) -> absl::Status {
     CFS_ASSIGN_OR_RETURN(const struct statx before, StatBackend(fd, ""));
     CFS_RETURN_IF_ERROR(fs_->BeginImport(dir));
@@ -214,6 +261,7 @@ absl::Status BackendTier::ImportOnce(InodeId dir) {
     CFS_ASSIGN_OR_RETURN(const InodeRecord now, fs_->RecordNow(dir));
     if (now.backend_identity != record.backend_identity) return PosixError(EAGAIN);
     CFS_RETURN_IF_ERROR(fs_->EndImport(dir, bucket));
+    refresh_->NoteListed(dir, began);
     MutexLock lock(&mutex_);
     ++imported_directories_;
     imported_entries_ += bucket.entries;
@@ -361,6 +409,7 @@ void BackendTier::RunUpkeep() {
 nlohmann::json BackendTier::Status() {
   nlohmann::json status = flusher_ == nullptr ? nlohmann::json::object() : flusher_->Status();
   status.update(evictor_->Status());
+  status.update(refresh_->Status());
   MutexLock lock(&mutex_);
   status.update({{"path", path_},
                  {"mode", flusher_ == nullptr ? "readonly" : "writeback"},

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/time/time.h"
 #include "cfs/base/clock.h"
 #include "cfs/base/line_limit.h"
 #include "cfs/base/mutex.h"
@@ -19,6 +20,7 @@
 #include "cfs/base/thread.h"
 #include "cfs/base/unique_fd.h"
 #include "cfs/server/backend_directories.h"
+#include "cfs/server/backend_refresh.h"
 #include "cfs/server/evictor.h"
 #include "cfs/server/flusher.h"
 #include "cfs/server/local_file_system.h"
@@ -40,6 +42,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
     bool writes_back = false;
     uint64_t store_bytes = 0;  // How much files may take here; 0: as much as there is.
     std::string own_name;      // Of the store, and no other's.
+    absl::Duration ttl;        // How long what was looked at there is used; zero: for ever.
   };
   // The root of `fs` becomes the directory `path`, or has been it before. `fs` and `clock`
   // outlive the tier.
@@ -55,6 +58,9 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   std::string FlushError(InodeId ino) override {
     return flusher_ == nullptr ? "" : flusher_->ErrorOf(ino);
   }
+  bool IsDue(InodeId dir, absl::string_view name) override;
+  // Once for all who ask. After an error, what is known is used.
+  void Look(InodeId dir, absl::string_view name, absl::AnyInvocable<void()> done) override;
   // Ends what is on its way, with EINTR; returns when every completion has run.
   void Drain();
   // What the mount needs, that nobody may do more than on the backend.
@@ -62,6 +68,7 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   nlohmann::json Status();
   // Null where the backend is only read.
   Flusher* flusher() { return flusher_.get(); }
+  BackendRefresh* refresh() { return refresh_.get(); }
 
  private:
   using Key = std::pair<int, InodeId>;
@@ -77,6 +84,8 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   absl::Status ImportNow(InodeId dir);
   // EAGAIN: it was moved meanwhile.
   absl::Status ImportOnce(InodeId dir);
+  // Returns when an import of it that was under way has ended.
+  void AwaitImport(InodeId dir);
   absl::Status StageNow(InodeId ino);
   // One try. False: the object changed meanwhile.
   absl::StatusOr<bool> StageOnce(InodeId ino);
@@ -99,6 +108,8 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   CondVar wake_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::flat_hash_map<Key, std::vector<DoneStatus>> fetching_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::pair<InodeId, std::string>, std::vector<absl::AnyInvocable<void()>>>
+      looking_ ABSL_GUARDED_BY(mutex_);
   std::vector<InodeId> soft_ ABSL_GUARDED_BY(mutex_);  // Staged, or flushed, and not hardened yet.
   uint64_t imported_directories_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t imported_entries_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -108,10 +119,11 @@ class BackendTier final : public LocalFileSystem::Fetcher {
   absl::Status last_failure_ ABSL_GUARDED_BY(mutex_);
 
   Thread upkeep_;
-  // Nobody who needs a name waits for somebody else's data.
-  std::unique_ptr<IoPool> pool_, names_pool_;
+  // Nobody who needs a name waits for somebody else's data; looks wait for imports.
+  std::unique_ptr<IoPool> pool_, names_pool_, looks_pool_;
   std::unique_ptr<Flusher> flusher_;
   std::unique_ptr<Evictor> evictor_;
+  std::unique_ptr<BackendRefresh> refresh_;
 };
 
 }  // namespace cfs

@@ -348,7 +348,8 @@ absl::StatusOr<Flusher::Outcome> Flusher::Move(Pass* pass, int fd, DirtyPlace* p
   if (known.ok()) {
     from = *std::move(known);
     CFS_ASSIGN_OR_RETURN(there, Look(from->get(), identity.name));
-  } else if (ErrnoOf(known.status()) != ENOENT && ErrnoOf(known.status()) != ESTALE) {
+  } else if (ErrnoOf(known.status()) != ENOENT && ErrnoOf(known.status()) != ESTALE &&
+             ErrnoOf(known.status()) != ENXIO) {
     return known.status();
   }
   if (!is_it(there)) {

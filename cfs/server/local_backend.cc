@@ -23,8 +23,9 @@ constexpr auto kAgreed = Shard::Update::Purpose::kAgreed;
 
 }  // namespace
 
-void LocalFileSystem::SetFetcher(Fetcher* fetcher, bool writes_back) {
+void LocalFileSystem::SetFetcher(Fetcher* fetcher, bool writes_back, bool looks) {
   fetcher_ = fetcher;
+  looks_ = looks;
   shard_->SetOverBackend();
   if (writes_back) shard_->SetWriteback(clock_);
 }
@@ -104,7 +105,7 @@ absl::StatusOr<InodeRecord> LocalFileSystem::ReadInode(InodeId ino) const {
 }
 
 absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
-                                     BucketRecord* importing) {
+                                     BucketRecord* importing, bool theirs) {
   const bool linked = std::ranges::any_of(entries, [](const Imported& entry) {
     return !entry.record.IsDirectory() && entry.record.nlink > 1;
   });
@@ -120,6 +121,10 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
   StripeLocks::Hold hold(&shard_->locks(), {dir, linked_to});
   Shard::Update update(shard_.get(), kAgreed);
   BucketRecord present;
+  if (theirs) {
+    CFS_ASSIGN_OR_RETURN(const InodeRecord record, shard_->GetInode(dir));
+    if (record.nlink == 0 || (record.flags & kNotImported)) return PosixError(EAGAIN);
+  }
   if (importing == nullptr) {
     CFS_ASSIGN_OR_RETURN(present, shard_->GetBucket(dir));
   }
@@ -134,6 +139,11 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
     const absl::Status there = store_->Get(Family::kRecords, DentryKey(dir, entry.name), &value);
     if (there.ok() || !names.insert(entry.name).second) continue;
     if (!absl::IsNotFound(there)) return there;
+    if (theirs) {
+      // Removed here, and not there yet.
+      CFS_ASSIGN_OR_RETURN(const bool dirty, IsNameDirty(dir, entry.name));
+      if (dirty) continue;
+    }
     ++bucket->entries;
     if (record.IsDirectory()) ++bucket->subdirs;
     const DentryRecord dentry{kNoInode, static_cast<uint8_t>(IFTODT(record.mode))};
@@ -172,7 +182,16 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
         // One that it did not count.
         if (known != linked_to) return PosixError(EAGAIN, "its other names have changed");
         CFS_ASSIGN_OR_RETURN(InodeRecord other, shard_->GetInode(known));
-        ++other.nlink;
+        if (theirs) {
+          CFS_ASSIGN_OR_RETURN(const BackendIdentity found,
+                               DecodeBackendIdentity(other.backend_identity));
+          CFS_ASSIGN_OR_RETURN(const auto places, PlacesHere(known, found));
+          CFS_ASSIGN_OR_RETURN(const bool dirty, IsAnyNameDirty(known));
+          const uint32_t here = static_cast<uint32_t>(places.size()) + 1;
+          other.nlink = std::max({here, record.nlink, other.nlink + (dirty ? 1 : 0)});
+        } else {
+          ++other.nlink;
+        }
         update.PutInode(known, std::move(other));
       }
       if (first) {
@@ -197,7 +216,11 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
     update.PutInode(ino, record);
     update.PutDentry(dir, entry.name, {ino, dentry.type});
   }
-  if (importing == nullptr) {
+  if (theirs) {
+    // So that a kernel does not go on with the listing that it has.
+    present.mtime = present.ctime = clock_->Now();
+    update.PutBucket(dir, present);
+  } else if (importing == nullptr) {
     present.mtime = present.ctime = clock_->Now();
     update.PutBucket(dir, present);
     update.PutQueue(QueueKind::kDirty, dir, BackingId(shard_->NextDirtyVersion()));

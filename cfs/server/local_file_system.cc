@@ -362,7 +362,13 @@ absl::StatusOr<Attr> LocalFileSystem::GetAttrNow(InodeId ino) {
   return attr;
 }
 
-void LocalFileSystem::GetAttr(InodeId ino, Done<Attr> done) { done(GetAttrNow(ino)); }
+void LocalFileSystem::GetAttr(InodeId ino, Done<Attr> done) {
+  if (!looks_) return done(GetAttrNow(ino));
+  const BackendLinks::Place due = PlaceDue(ino);
+  if (due.dir == kNoInode) return done(GetAttrNow(ino));
+  fetcher_->Look(due.dir, due.name,
+                 [this, ino, done = std::move(done)]() mutable { done(GetAttrNow(ino)); });
+}
 
 absl::StatusOr<Attr> LocalFileSystem::LookupNow(InodeId dir, absl::string_view name) {
   // A name that moves between the two locks is looked up again.
@@ -427,6 +433,16 @@ template void LocalFileSystem::FetchFirst<DoneStatus>(const absl::Status&, DoneS
                                                       absl::AnyInvocable<void(DoneStatus)>);
 
 void LocalFileSystem::Lookup(InodeId dir, absl::string_view name, Done<Attr> done) {
+  if (looks_ && name != "." && name != ".." && fetcher_->IsDue(dir, name)) {
+    return fetcher_->Look(dir, name,
+                          [this, dir, name = std::string(name), done = std::move(done)]() mutable {
+                            LookupAgain(dir, name, std::move(done));
+                          });
+  }
+  LookupAgain(dir, name, std::move(done));
+}
+
+void LocalFileSystem::LookupAgain(InodeId dir, absl::string_view name, Done<Attr> done) {
   absl::StatusOr<Attr> attr = LookupNow(dir, name);
   if (NeedsFetch(attr.status())) {
     return FetchFirst<Done<Attr>>(
@@ -867,6 +883,18 @@ void LocalFileSystem::Rename(InodeId from_dir, absl::string_view from_name, Inod
 
 void LocalFileSystem::List(InodeId dir, uint64_t offset, size_t bytes_max, size_t entry_bytes,
                            bool attributes, Done<std::vector<ListedEntry>> done) {
+  if (looks_ && offset == 0 && fetcher_->IsDue(dir, "")) {
+    return fetcher_->Look(
+        dir, "", [this, dir, bytes_max, entry_bytes, attributes, done = std::move(done)]() mutable {
+          ListAgain(dir, 0, bytes_max, entry_bytes, attributes, std::move(done));
+        });
+  }
+  ListAgain(dir, offset, bytes_max, entry_bytes, attributes, std::move(done));
+}
+
+void LocalFileSystem::ListAgain(InodeId dir, uint64_t offset, size_t bytes_max,
+                                size_t entry_bytes, bool attributes,
+                                Done<std::vector<ListedEntry>> done) {
   if (in_cluster_) {
     // Where a kernel has not been told that the directory is gone.
     StripeLocks::Hold hold(&shard_->locks(), {dir});
@@ -898,6 +926,8 @@ void LocalFileSystem::List(InodeId dir, uint64_t offset, size_t bytes_max, size_
     for (const ListedEntry& listed : entries) inos.push_back(listed.entry.ino);
     shard_->Prefetch(inos);
     for (ListedEntry& listed : entries) {
+      // Not what the kernel would keep for longer than it may.
+      if (looks_ && fetcher_->IsDue(dir, listed.entry.name)) continue;
       // What went away meanwhile is listed without attributes.
       absl::StatusOr<Attr> attr = GetAttrNow(listed.entry.ino);
       listed.has_attr = attr.ok();

@@ -254,9 +254,14 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
     virtual void Fetch(const BackendNeed& need, DoneStatus done) = 0;
     // Why the inode, or a name of it, could not be brought to the backend; "": it could.
     virtual std::string FlushError(InodeId ino) = 0;
+    // Whether a name is to be looked at again before it is used; without a name, what the
+    // directory has.
+    virtual bool IsDue(InodeId, absl::string_view) { return false; }
+    // Looks, and calls `done` whatever came of it.
+    virtual void Look(InodeId, absl::string_view, absl::AnyInvocable<void()> done) { done(); }
   };
-  // REQUIRES: before the first operation; `fetcher` outlives the last.
-  void SetFetcher(Fetcher* fetcher, bool writes_back);
+  // REQUIRES: before the first operation; `fetcher` outlives the last. `looks`: IsDue may be true.
+  void SetFetcher(Fetcher* fetcher, bool writes_back, bool looks = false);
   absl::StatusOr<InodeRecord> RecordNow(InodeId ino);
   struct Imported {
     std::string name;
@@ -268,9 +273,11 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::StatusOr<bool> ImportRoot(Imported root);
   // Of a directory that is being imported: removes what an import before has left,
   // adds entries (but names that it has already) and counts them in the bucket, and
-  // ends it with that. Nobody sees any of it before. Without a bucket, it was imported.
+  // ends it with that. Nobody sees any of it before. Without a bucket, it was imported;
+  // `theirs`: others have made them, and the directory is not ours to bring there.
   absl::Status BeginImport(InodeId dir);
-  absl::Status Import(InodeId dir, std::vector<Imported> entries, BucketRecord* bucket);
+  absl::Status Import(InodeId dir, std::vector<Imported> entries, BucketRecord* bucket,
+                      bool theirs = false);
   absl::Status EndImport(InodeId dir, const BucketRecord& bucket);
   // An empty backing file to copy data to. Then one of the next two.
   struct Staging {
@@ -410,6 +417,40 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // What is said of all that is here is on the device.
   absl::Status SyncMetaNow();
   absl::StatusOr<bool> IsNameDirty(InodeId dir, absl::string_view name);
+
+  // ---- For BackendRefresh: what others have changed on the backend. What is dirty stays.
+  // A name, and all that is known of what it stands for, at one moment.
+  struct Known {
+    InodeId dir = kNoInode;
+    std::string name;
+    bool name_dirty = false;
+    InodeId ino = kNoInode;  // kNoInode: there is no such name.
+    bool dirty = false;      // The inode.
+    bool lost = false;       // It has no inode.
+    InodeRecord record;
+    timespec mtime{};        // Of a directory.
+  };
+  absl::StatusOr<Known> KnownNow(InodeId dir, absl::string_view name);
+  // Of a directory without one: the root.
+  absl::StatusOr<Known> TopNow(InodeId ino);
+  // Some of the names in an imported directory; `from` says where to go on, and is empty at
+  // the end.
+  absl::StatusOr<std::vector<Known>> ListKnown(InodeId dir, std::string* from);
+  // Of the next three, EAGAIN: it is not what was known any more, or is dirty.
+  // The name has gone there; `instead`, if not null, has it now. The object has as many
+  // names as `links` says, if that is known. ENOTEMPTY as Namespace::Drop.
+  absl::Status DropName(const Known& known, const std::optional<uint32_t>& links,
+                        Imported* instead);
+  // What the name stands for is `object` there. EBUSY: its data is another one's by now,
+  // and somebody has it open.
+  absl::Status TakeOver(const Known& known, const BackendObject& object);
+  // The directory is not there any more, but what is in it, or said of it, is not there yet.
+  absl::Status KeepDirectory(const Known& known);
+  // Whether somebody has the file open, for all that is known.
+  bool IsOpen(InodeId ino);
+  // Says to the kernel that the name was changed, and the inode that had it. `on_use`: an
+  // operation waits, and names are kept for a time only.
+  void SayChanged(InodeId dir, absl::string_view name, InodeId ino, bool on_use);
 
   nlohmann::json Status();
   nlohmann::json ChunkStatus();
@@ -568,6 +609,13 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // The same of a dirty file that is not here at all: it never was on the device, and was just
   // being flushed.
   absl::StatusOr<bool> TakeBackLost(InodeId ino);
+  // Those of the names in `links`, and where the object is found, that are the inode's here.
+  absl::StatusOr<std::vector<BackendLinks::Place>> PlacesHere(InodeId ino,
+                                                              const BackendIdentity& identity);
+  // Whether a name that is not agreed with the backend is, or was, the inode's.
+  absl::StatusOr<bool> IsAnyNameDirty(InodeId ino);
+  absl::StatusOr<uint32_t> LinksToTakeOver(InodeId ino, const InodeRecord& record,
+                                           const BackendIdentity& identity, uint32_t there);
   // Runs `again` when the backend has brought what `status` says is needed.
   template <typename DoneT>
   void FetchFirst(const absl::Status& status, DoneT done, absl::AnyInvocable<void(DoneT)> again);
@@ -580,7 +628,12 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // Whether reading the file changes its access time.
   bool AccessTimeMoves(const InodeRecord& record) const;
 
+  // Where the inode is to be looked at again before it is used; kNoInode: not now.
+  BackendLinks::Place PlaceDue(InodeId ino);
   absl::StatusOr<Attr> GetAttrNow(InodeId ino);
+  void LookupAgain(InodeId dir, absl::string_view name, Done<Attr> done);
+  void ListAgain(InodeId dir, uint64_t offset, size_t bytes_max, size_t entry_bytes,
+                 bool attributes, Done<std::vector<ListedEntry>> done);
   absl::StatusOr<Attr> LookupNow(InodeId dir, absl::string_view name);
   absl::StatusOr<Attr> SetAttrNow(InodeId ino, const SetAttrRequest& request);
   absl::StatusOr<Attr> ApplyAttr(InodeId ino, const SetAttrRequest& request, bool size_changed);
@@ -636,6 +689,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   Clock* const clock_;
   KernelCache* cache_ = nullptr;
   Fetcher* fetcher_ = nullptr;
+  bool looks_ = false;
   std::atomic<bool> daemon_io_;
   const bool unsafe_sync_;  // Negative control of the crash tests.
   std::atomic<int> kept_descriptors_{0};

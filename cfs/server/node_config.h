@@ -42,6 +42,8 @@ struct NodeConfig {
   std::string backend;     // Absolute, without symbolic links; "": none.
   bool backend_readonly = false;
   uint64_t backend_store_bytes = 0;  // Of files that the store keeps; 0: what fits.
+  // What was looked at there longer ago is looked at again when it is used; zero: never.
+  absl::Duration backend_ttl;
   Feature io_uring = Feature::kAuto;
   Feature passthrough = Feature::kAuto;
   LockMode locks = LockMode::kAuto;
