@@ -48,6 +48,11 @@ void Lower(uint64_t since, uint64_t* oldest) {
   if (*oldest == 0 || since < *oldest) *oldest = since;
 }
 
+std::chrono::seconds PauseAfter(int tries) {
+  if (tries == 0) return std::chrono::seconds(0);
+  return kFirstPause * (1 << std::min(tries - 1, kPauseDoublings));
+}
+
 std::string KeyOf(const LocalFileSystem::DirtyPlace& place) {
   return DirtyNameKey(place.dir, place.name);
 }
@@ -193,8 +198,8 @@ void Flusher::Fail(Pass* pass, const std::string& key, std::string path,
   }
   trouble.path = std::move(path);
   trouble.status = status;
-  trouble.next = SteadyClock::now() + kFirstPause * (1 << std::min(trouble.tries, kPauseDoublings));
   ++trouble.tries;
+  trouble.next = SteadyClock::now() + PauseAfter(trouble.tries);
 }
 
 absl::Status Flusher::RunPass(Pass* pass) {
@@ -230,10 +235,14 @@ absl::Status Flusher::RunPass(Pass* pass) {
     CFS_RETURN_IF_ERROR(EndAll(pass));
   }
   absl::erase_if(brought_, [&](const auto& each) { return !fs_->IsDirty(each.first); });
-  CFS_RETURN_IF_ERROR(CleanOwn(dirty.pending));
+  if (pass->all || SteadyClock::now() >= cleaning_.next) {
+    cleaning_.status = CleanOwn(dirty.pending);
+    cleaning_.tries = cleaning_.status.ok() ? 0 : cleaning_.tries + 1;
+    cleaning_.next = SteadyClock::now() + PauseAfter(cleaning_.tries);
+  }
   CFS_ASSIGN_OR_RETURN(dirty, fs_->ListDirty());
   pass->left = dirty.names.size() + dirty.inodes.size() > policies.marks();
-  return absl::OkStatus();
+  return cleaning_.status;
 }
 
 void Flusher::CountLeft(const Pass& pass) {
@@ -351,7 +360,7 @@ void Flusher::WriteAll(Pass* pass) {
   std::vector<Copy> copies;
   std::vector<InodeId> directories;
   for (const auto& inode : pass->inodes) {
-    if (ending_.load(std::memory_order_relaxed)) return;
+    if (ending_.load(std::memory_order_relaxed)) break;
     const absl::StatusOr<Outcome> outcome = Write(pass, inode, &copies);
     if (!outcome.ok()) FailInode(pass, inode.ino, outcome.status());
     // It has no object: its name was not there to be seen yet, or has failed.
@@ -364,11 +373,13 @@ void Flusher::WriteAll(Pass* pass) {
   }
   // Last, for whatever happens in them changes their times.
   for (const InodeId dir : pass->touched) {
-    if (ending_.load(std::memory_order_relaxed)) return;
-    const absl::Status status = WriteDirectory(dir);
+    const bool ending = ending_.load(std::memory_order_relaxed);
+    absl::Status status = ending ? PosixError(EINTR) : WriteDirectory(dir);
     if (status.ok()) continue;
-    Fail(pass, KeyOf(dir), PathOf(dir), status);
     std::erase_if(pass->written, [dir](const auto& inode) { return inode.ino == dir; });
+    // What has touched it need not be done again.
+    status.Update(fs_->NoteDirty(dir));
+    if (!ending) Fail(pass, KeyOf(dir), PathOf(dir), status);
   }
 }
 
@@ -381,17 +392,51 @@ void Flusher::FailInode(Pass* pass, InodeId ino, const absl::Status& status) {
   pass->again = true;
 }
 
+// Where the backend does not know how to sync all of it. The first error of each directory.
+void Flusher::SyncTouched(Pass* pass) {
+  absl::flat_hash_map<InodeId, absl::Status> failed;
+  for (const InodeId dir : pass->touched) {
+    const absl::Status synced = directories_->With(dir, [](int fd) -> absl::Status {
+      return fsync(fd) == 0 ? absl::OkStatus() : PosixError(errno);
+    });
+    if (synced.ok()) continue;
+    const auto record = fs_->RecordNow(dir);
+    // What was in it has gone with it.
+    const bool gone = absl::IsNotFound(record.status()) || (record.ok() && record->nlink == 0);
+    if (!gone) failed[dir] = synced;
+  }
+  if (failed.empty()) return;
+  std::erase_if(pass->placed, [&](const DirtyPlace* place) {
+    const auto it = failed.find(place->dir);
+    if (it != failed.end()) Fail(pass, KeyOf(*place), PathOf(place->dir, place->name), it->second);
+    return it != failed.end();
+  });
+  std::erase_if(pass->written, [&](const auto& inode) {
+    auto it = failed.find(inode.ino);
+    if (it == failed.end()) {
+      const auto record = fs_->RecordNow(inode.ino);
+      const auto identity = DecodeBackendIdentity(record.ok() ? record->backend_identity : "");
+      if (identity.ok()) it = failed.find(identity->dir);
+    }
+    if (it != failed.end()) Fail(pass, KeyOf(inode.ino), PathOf(inode.ino), it->second);
+    return it != failed.end();
+  });
+}
+
 absl::Status Flusher::EndAll(Pass* pass) {
   if (pass->placed.empty() && pass->written.empty()) return absl::OkStatus();
-  if (fsyncs_) {
-    for (const InodeId dir : pass->touched) {
-      CFS_RETURN_IF_ERROR(directories_->With(dir, [](int fd) -> absl::Status {
-        return fsync(fd) == 0 ? absl::OkStatus() : ErrnoStatus("sync of the backend");
-      }));
-    }
-  }
+  if (fsyncs_) SyncTouched(pass);
   FaultPoint("flush-before-sync");
-  CFS_RETURN_IF_ERROR(SyncBackend(directories_->top().get()));
+  const absl::Status synced = SyncBackend(directories_->top().get());
+  if (!synced.ok()) {
+    for (const DirtyPlace* const place : pass->placed) {
+      Fail(pass, KeyOf(*place), PathOf(place->dir, place->name), synced);
+    }
+    for (const auto& inode : pass->written) {
+      Fail(pass, KeyOf(inode.ino), PathOf(inode.ino), synced);
+    }
+    return absl::OkStatus();
+  }
   FaultPoint("flush-synced");
   const auto changed_again = [](const absl::Status& status) {
     return status.ok() || ErrnoOf(status) == EAGAIN || absl::IsNotFound(status);
@@ -512,6 +557,8 @@ nlohmann::json Flusher::Status() {
   absl::Status last = pass_failure_;
   std::string path;
   for (const auto& [key, trouble] : troubles_) {
+    // What only waits for another one says little.
+    if (!last.ok() && ErrnoOf(trouble.status) == EAGAIN) continue;
     last = trouble.status;
     path = trouble.path;
   }

@@ -151,6 +151,7 @@ class Flusher {
   bool TakeBackFull(Pass* pass, std::deque<DirtyPlace*>* round);
   absl::StatusOr<bool> TakeBack(Pass* pass, DirtyPlace* place);
   void WriteAll(Pass* pass);
+  void SyncTouched(Pass* pass);
   absl::Status EndAll(Pass* pass);
   absl::Status CleanOwn(const std::vector<InodeId>& pending);
 
@@ -198,6 +199,7 @@ class Flusher {
   absl::flat_hash_map<InodeId, uint64_t> brought_;
   // Of the pass: directories that others have put something into.
   absl::flat_hash_set<const DirtyPlace*> full_;
+  Trouble cleaning_;     // CleanOwn as it went last.
   bool fsyncs_ = false;  // The backend does not know how to sync all of it.
   // Relaxed: seen soon enough.
   std::atomic<bool> ending_{false};

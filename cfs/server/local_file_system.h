@@ -339,6 +339,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   uint64_t dirty_version() const { return shard_->dirty_version(); }
   uint64_t NextDirtyVersion() { return shard_->NextDirtyVersion(); }
   bool IsDirty(InodeId ino);
+  // Not if it is removed.
+  absl::Status NoteDirty(InodeId ino);
   // kNoInode: there is no such name.
   absl::StatusOr<InodeId> NameNow(InodeId dir, absl::string_view name);
   // The names on the backend of an object that has, or had, several.

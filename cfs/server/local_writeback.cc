@@ -31,6 +31,17 @@ bool LocalFileSystem::IsDirty(InodeId ino) {
   return !absl::IsNotFound(store_->Get(Family::kQueue, QueueKey(QueueKind::kDirty, ino), &value));
 }
 
+absl::Status LocalFileSystem::NoteDirty(InodeId ino) {
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  const auto record = shard_->GetInode(ino);
+  if (absl::IsNotFound(record.status())) return absl::OkStatus();
+  CFS_RETURN_IF_ERROR(record.status());
+  if (record->nlink == 0 || IsDirty(ino)) return absl::OkStatus();
+  Shard::Update update(shard_.get(), kAgreed);
+  update.PutQueue(QueueKind::kDirty, ino, BackingId(shard_->NextDirtyVersion()));
+  return update.Commit();
+}
+
 absl::StatusOr<BackingId> LocalFileSystem::HardenForWriting(InodeId ino) {
   if (!IsSoft(ino)) return kNoBacking;
   CFS_ASSIGN_OR_RETURN(const InodeRecord record, RecordNow(ino));
