@@ -197,6 +197,7 @@ void Flusher::Fail(Pass* pass, const std::string& key, std::string path,
                                                      " error=", status.ToString()));
   }
   trouble.path = std::move(path);
+  trouble.old = false;
   trouble.status = status;
   ++trouble.tries;
   trouble.next = SteadyClock::now() + PauseAfter(trouble.tries);
@@ -215,16 +216,23 @@ absl::Status Flusher::RunPass(Pass* pass) {
       if (keys.contains(key)) pass->troubles[key] = trouble;
     }
   }
+  const auto tried = [pass](const std::string& key) {
+    if (const auto it = pass->troubles.find(key); it != pass->troubles.end()) it->second.old = true;
+  };
   Policies policies(fs_);
   for (DirtyPlace& place : dirty.names) {
     const auto delay = policies.DelayOf(place);
     if (!delay || (!pass->all && place.mark.since + *delay > pass->now)) continue;
-    if (!IsHeldBack(*pass, KeyOf(place))) pass->places.push_back(std::move(place));
+    if (IsHeldBack(*pass, KeyOf(place))) continue;
+    tried(KeyOf(place));
+    pass->places.push_back(std::move(place));
   }
   for (const auto& inode : dirty.inodes) {
     const auto delay = policies.DelayOf(inode.ino);
     if (!delay || (!pass->all && inode.version + *delay > pass->now)) continue;
-    if (!IsHeldBack(*pass, KeyOf(inode.ino))) pass->inodes.push_back(inode);
+    if (IsHeldBack(*pass, KeyOf(inode.ino))) continue;
+    tried(KeyOf(inode.ino));
+    pass->inodes.push_back(inode);
   }
   staying_marks_.store(policies.marks(), std::memory_order_relaxed);
   staying_files_.store(policies.files(), std::memory_order_relaxed);
@@ -233,14 +241,18 @@ absl::Status Flusher::RunPass(Pass* pass) {
     PlaceAll(pass);
     WriteAll(pass);
     CFS_RETURN_IF_ERROR(EndAll(pass));
+    // Also of what was brought there, and stays dirty because it has a writer.
+    absl::erase_if(pass->troubles, [](const auto& each) { return each.second.old; });
   }
   absl::erase_if(brought_, [&](const auto& each) { return !fs_->IsDirty(each.first); });
+  CFS_ASSIGN_OR_RETURN(dirty, fs_->ListDirty());
+  // What is half done is known again when its name is looked at.
+  for (const auto& place : dirty.names) std::erase(dirty.pending, place.mark.base);
   if (pass->all || SteadyClock::now() >= cleaning_.next) {
     cleaning_.status = CleanOwn(dirty.pending);
     cleaning_.tries = cleaning_.status.ok() ? 0 : cleaning_.tries + 1;
     cleaning_.next = SteadyClock::now() + PauseAfter(cleaning_.tries);
   }
-  CFS_ASSIGN_OR_RETURN(dirty, fs_->ListDirty());
   pass->left = dirty.names.size() + dirty.inodes.size() > policies.marks();
   return cleaning_.status;
 }
@@ -330,6 +342,10 @@ void Flusher::PlaceAll(Pass* pass) {
     if (!moved) moved = TakeBackFull(pass, &round);
   }
   for (const DirtyPlace* place : round) {
+    if (const auto it = pass->lost.find(place); it != pass->lost.end()) {
+      Fail(pass, KeyOf(*place), PathOf(place->dir, place->name), it->second);
+      continue;
+    }
     // Something that it needs was just changed, and waits for the next pass.
     if (!pass->all) continue;
     Fail(pass, KeyOf(*place), PathOf(place->dir, place->name),
@@ -444,14 +460,12 @@ absl::Status Flusher::EndAll(Pass* pass) {
   for (const DirtyPlace* const place : pass->placed) {
     const absl::Status ended = fs_->EndName(place->dir, place->name);
     if (!changed_again(ended)) return ended;
-    pass->troubles.erase(KeyOf(*place));
   }
   for (const auto& inode : pass->written) {
     const absl::Status ended = fs_->EndInode(inode.ino, inode.version);
     if (ErrnoOf(ended) == EBUSY) continue;
     if (!changed_again(ended)) return ended;
     if (!ended.ok()) pass->restless = true;
-    pass->troubles.erase(KeyOf(inode.ino));
   }
   return absl::OkStatus();
 }
@@ -477,11 +491,20 @@ absl::Status Flusher::CleanOwn(const std::vector<InodeId>& pending) {
       const auto record = fs_->RecordNow(ino);
       if (!record.ok() && !absl::IsNotFound(record.status())) return record.status();
       if (record.ok() && record->nlink > 0) {
-        // One that has another name there by now needs none here.
         const auto identity = DecodeBackendIdentity(record->backend_identity);
-        if (!identity.ok() || record->IsDirectory() || identity->dir != kNoInode) continue;
-        CFS_ASSIGN_OR_RETURN(const bool found, FindLink(ino, *identity));
-        if (!found) continue;
+        if (!identity.ok() || record->IsDirectory()) continue;
+        const absl::StatusOr<struct statx> there = StatBackend(own->get(), name);
+        if (ErrnoOf(there.status()) == ENOENT) continue;
+        CFS_RETURN_IF_ERROR(there.status());
+        // It was put here, which failed to be noted, and another one made since.
+        const bool replaced = there->stx_ino != identity->stamp.number &&
+                              !(record->IsRegular() && record->layout == Layout::kBackend);
+        if (!replaced) {
+          if (identity->dir != kNoInode) continue;
+          // One that has another name there by now needs none here.
+          CFS_ASSIGN_OR_RETURN(const bool found, FindLink(ino, *identity));
+          if (!found) continue;
+        }
       }
     }
     // What is in a directory goes first, by its marks.

@@ -106,6 +106,7 @@ class Flusher {
     absl::Status status;
     int tries = 0;
     SteadyClock::time_point next;
+    bool old = false;  // Tried again in this pass.
   };
   // What user.cfs.flush says of what is dirty.
   class Policies {
@@ -142,6 +143,8 @@ class Flusher {
     absl::flat_hash_map<InodeId, uint64_t> born;  // At which version.
     absl::flat_hash_set<InodeId> touched;         // Directories.
     absl::flat_hash_map<std::string, Trouble> troubles;
+    // Whose directories were not found where they were.
+    absl::flat_hash_map<const DirtyPlace*, absl::Status> lost;
   };
 
   void Run();
@@ -160,6 +163,7 @@ class Flusher {
   absl::Status Intend(DirtyPlace* place, bool* noted);
   absl::StatusOr<Outcome> Place(Pass* pass, DirtyPlace* place);
   absl::Status PlaceIn(Pass* pass, int fd, DirtyPlace* place, Outcome* outcome);
+  absl::StatusOr<bool> IsHalfDone(const DirtyName& mark, const struct statx& there) const;
   absl::Status Recognize(DirtyPlace* place, const Object& there);
   absl::Status Agree(DirtyPlace* place, InodeId ino, const Object& there);
   absl::Status NoteLinks(InodeId ino, const BackendIdentity& identity, const DirtyPlace& place);

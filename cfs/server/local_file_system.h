@@ -380,6 +380,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   };
   absl::Status NotePending(const std::vector<Pending>& pending);
   absl::Status ForgetPending(InodeId ino);
+  // 0: none. Also of what has been removed since.
+  absl::StatusOr<uint64_t> PendingOf(InodeId ino);
   // The object has all that was taken; `identity` says how it is now.
   absl::Status PutOut(InodeId ino, const Outgoing& taken, BackendIdentity identity);
   // The inode is dirty no longer, unless it has changed since (EAGAIN) or has a writer

@@ -255,6 +255,16 @@ absl::Status LocalFileSystem::NotePending(const std::vector<Pending>& pending) {
   return update.Commit();
 }
 
+absl::StatusOr<uint64_t> LocalFileSystem::PendingOf(InodeId ino) {
+  std::string value;
+  const absl::Status found =
+      store_->Get(Family::kQueue, QueueKey(QueueKind::kPending, ino), &value);
+  if (absl::IsNotFound(found)) return 0;
+  CFS_RETURN_IF_ERROR(found);
+  CFS_ASSIGN_OR_RETURN(const BackingId number, DecodeBacking(value));
+  return Raw(number);
+}
+
 absl::Status LocalFileSystem::ForgetPending(InodeId ino) {
   Shard::Update update(shard_.get(), kAgreed);
   update.DeleteQueue(QueueKind::kPending, ino);
