@@ -135,6 +135,12 @@ SUITES = (
           long=EVERYWHERE, timeout=420, long_timeout=1800,
           short_cases={"asan": "killed_at_each|killed_at_any_moment_a|changes_of|kept_twice",
                        "tsan": "killed_while|by_itself|wait_for_writers|directories_are_exch"}),
+    # Over a FUSE file system, where directories are fsynced, and with the calls of it refused.
+    Suite("backend_faults", ("tests/tier/faults.py",),
+          short={"plain": ("passthrough",), "asan": ("passthrough",), "tsan": ("daemon-io",)},
+          long=EVERYWHERE, timeout=240, long_timeout=1800,
+          short_cases={"asan": "data_is_refused_and|answers_are_lost_and|random_faults_b|half_done",
+                       "tsan": "everything_hangs|one_in_a_few|killed_while"}),
     Suite("backend_capacity", ("tests/tier/capacity.py",),
           short={"plain": ("passthrough",), "asan": ("passthrough",), "tsan": ("daemon-io",)},
           long=EVERYWHERE, timeout=420, long_timeout=1800,

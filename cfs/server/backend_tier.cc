@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/escaping.h"
@@ -69,7 +70,12 @@ absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const Options& op
           MutexLock lock(&tier->mutex_);
           tier->soft_.insert(tier->soft_.end(), inodes.begin(), inodes.end());
         });
-    CFS_RETURN_IF_ERROR(tier->flusher_->Prepare());
+    if (const absl::Status prepared = tier->flusher_->Prepare(); !prepared.ok()) {
+      const int error = ErrnoOf(prepared);
+      const absl::string_view said =
+          prepared.message().empty() ? strerror(error) : prepared.message();
+      return PosixError(error, absl::StrCat("backend ", options.path, ": ", said));
+    }
   }
   tier->evictor_ = std::make_unique<Evictor>(fs, tier->flusher_.get(), options.store_bytes);
   tier->refresh_ = std::make_unique<BackendRefresh>(

@@ -48,6 +48,11 @@ void Lower(uint64_t since, uint64_t* oldest) {
   if (*oldest == 0 || since < *oldest) *oldest = since;
 }
 
+std::chrono::seconds PauseAfter(int tries) {
+  if (tries == 0) return std::chrono::seconds(0);
+  return kFirstPause * (1 << std::min(tries - 1, kPauseDoublings));
+}
+
 std::string KeyOf(const LocalFileSystem::DirtyPlace& place) {
   return DirtyNameKey(place.dir, place.name);
 }
@@ -216,9 +221,10 @@ void Flusher::Fail(Pass* pass, const std::string& key, std::string path,
                                                      " error=", status.ToString()));
   }
   trouble.path = std::move(path);
+  trouble.old = false;
   trouble.status = status;
-  trouble.next = SteadyClock::now() + kFirstPause * (1 << std::min(trouble.tries, kPauseDoublings));
   ++trouble.tries;
+  trouble.next = SteadyClock::now() + PauseAfter(trouble.tries);
 }
 
 absl::Status Flusher::RunPass(Pass* pass) {
@@ -234,16 +240,22 @@ absl::Status Flusher::RunPass(Pass* pass) {
       if (keys.contains(key)) pass->troubles[key] = trouble;
     }
   }
+  const auto tried = [pass](const std::string& key) {
+    if (const auto it = pass->troubles.find(key); it != pass->troubles.end()) it->second.old = true;
+  };
   Policies policies(fs_);
   for (DirtyPlace& place : dirty.names) {
     const auto delay = policies.DelayOf(place);
     if (!delay || IsYoung(pass, place.mark.since + *delay)) continue;
-    if (!IsHeldBack(*pass, KeyOf(place))) pass->places.push_back(std::move(place));
+    if (IsHeldBack(*pass, KeyOf(place))) continue;
+    tried(KeyOf(place));
+    pass->places.push_back(std::move(place));
   }
   for (const auto& inode : dirty.inodes) {
     const auto delay = policies.DelayOf(inode.ino);
     if (!delay || IsYoung(pass, inode.version + *delay)) continue;
     if (IsHeldBack(*pass, KeyOf(inode.ino))) continue;
+    tried(KeyOf(inode.ino));
     pass->inodes.push_back(inode);
     pass->ending.insert(inode.ino);
   }
@@ -254,12 +266,20 @@ absl::Status Flusher::RunPass(Pass* pass) {
     PlaceAll(pass);
     WriteAll(pass);
     CFS_RETURN_IF_ERROR(EndAll(pass));
+    // Also of what was brought there, and stays dirty because it has a writer.
+    absl::erase_if(pass->troubles, [](const auto& each) { return each.second.old; });
   }
   absl::erase_if(brought_, [&](const auto& each) { return !fs_->IsDirty(each.first); });
-  CFS_RETURN_IF_ERROR(CleanOwn(dirty.pending));
   CFS_ASSIGN_OR_RETURN(dirty, fs_->ListDirty());
+  // What is half done is known again when its name is looked at.
+  for (const auto& place : dirty.names) std::erase(dirty.pending, place.mark.base);
+  if (pass->all || SteadyClock::now() >= cleaning_.next) {
+    cleaning_.status = CleanOwn(dirty.pending);
+    cleaning_.tries = cleaning_.status.ok() ? 0 : cleaning_.tries + 1;
+    cleaning_.next = SteadyClock::now() + PauseAfter(cleaning_.tries);
+  }
   pass->left = dirty.names.size() + dirty.inodes.size() > policies.marks() + pass->young;
-  return absl::OkStatus();
+  return cleaning_.status;
 }
 
 void Flusher::CountLeft(const Pass& pass) {
@@ -348,6 +368,10 @@ void Flusher::PlaceAll(Pass* pass) {
     if (!moved) moved = TakeBackFull(pass, &round);
   }
   for (const DirtyPlace* place : round) {
+    if (const auto it = pass->lost.find(place); it != pass->lost.end()) {
+      Fail(pass, KeyOf(*place), PathOf(place->dir, place->name), it->second);
+      continue;
+    }
     // Something that it needs was just changed, and waits for the next pass.
     if (!pass->all) continue;
     Fail(pass, KeyOf(*place), PathOf(place->dir, place->name),
@@ -378,7 +402,7 @@ void Flusher::WriteAll(Pass* pass) {
   std::vector<Copy> copies;
   std::vector<InodeId> directories;
   for (const auto& inode : pass->inodes) {
-    if (ending_.load(std::memory_order_relaxed)) return;
+    if (ending_.load(std::memory_order_relaxed)) break;
     const absl::StatusOr<Outcome> outcome = Write(pass, inode, &copies);
     if (!outcome.ok()) FailInode(pass, inode.ino, outcome.status());
     // It has no object: its name was not there to be seen yet, or has failed.
@@ -391,11 +415,13 @@ void Flusher::WriteAll(Pass* pass) {
   }
   // Last, for whatever happens in them changes their times.
   for (const InodeId dir : pass->touched) {
-    if (ending_.load(std::memory_order_relaxed)) return;
-    const absl::Status status = WriteDirectory(dir);
+    const bool ending = ending_.load(std::memory_order_relaxed);
+    absl::Status status = ending ? PosixError(EINTR) : WriteDirectory(dir);
     if (status.ok()) continue;
-    Fail(pass, KeyOf(dir), PathOf(dir), status);
     std::erase_if(pass->written, [dir](const auto& inode) { return inode.ino == dir; });
+    // What has touched it need not be done again.
+    status.Update(fs_->NoteDirty(dir));
+    if (!ending) Fail(pass, KeyOf(dir), PathOf(dir), status);
   }
 }
 
@@ -408,35 +434,65 @@ void Flusher::FailInode(Pass* pass, InodeId ino, const absl::Status& status) {
   pass->again = true;
 }
 
+// Where the backend does not know how to sync all of it. The first error of each directory.
+void Flusher::SyncTouched(Pass* pass) {
+  absl::flat_hash_map<InodeId, absl::Status> failed;
+  for (const InodeId dir : pass->touched) {
+    const absl::Status synced = directories_->With(dir, [](int fd) -> absl::Status {
+      return fsync(fd) == 0 ? absl::OkStatus() : PosixError(errno);
+    });
+    if (synced.ok()) continue;
+    const auto record = fs_->RecordNow(dir);
+    // What was in it has gone with it.
+    const bool gone = absl::IsNotFound(record.status()) || (record.ok() && record->nlink == 0);
+    if (!gone) failed[dir] = synced;
+  }
+  if (failed.empty()) return;
+  std::erase_if(pass->placed, [&](const DirtyPlace* place) {
+    const auto it = failed.find(place->dir);
+    if (it != failed.end()) Fail(pass, KeyOf(*place), PathOf(place->dir, place->name), it->second);
+    return it != failed.end();
+  });
+  std::erase_if(pass->written, [&](const auto& inode) {
+    auto it = failed.find(inode.ino);
+    if (it == failed.end()) {
+      const auto record = fs_->RecordNow(inode.ino);
+      const auto identity = DecodeBackendIdentity(record.ok() ? record->backend_identity : "");
+      if (identity.ok()) it = failed.find(identity->dir);
+    }
+    if (it != failed.end()) Fail(pass, KeyOf(inode.ino), PathOf(inode.ino), it->second);
+    return it != failed.end();
+  });
+}
+
 absl::Status Flusher::EndAll(Pass* pass) {
   if (pass->placed.empty() && pass->written.empty()) return absl::OkStatus();
   const bool few = !pass->wide && pass->touched.size() <= kSyncedOneByOne;
   FaultPoint("flush-before-sync");
-  if (fsyncs_ || few) CFS_RETURN_IF_ERROR(SyncTouched(*pass));
-  if (!few) CFS_RETURN_IF_ERROR(SyncBackend(directories_->top().get()));
+  if (fsyncs_ || few) SyncTouched(pass);
+  const absl::Status synced = few ? absl::OkStatus() : SyncBackend(directories_->top().get());
+  if (!synced.ok()) {
+    for (const DirtyPlace* const place : pass->placed) {
+      Fail(pass, KeyOf(*place), PathOf(place->dir, place->name), synced);
+    }
+    for (const auto& inode : pass->written) {
+      Fail(pass, KeyOf(inode.ino), PathOf(inode.ino), synced);
+    }
+    return absl::OkStatus();
+  }
   FaultPoint("flush-synced");
   for (const DirtyPlace* const place : pass->placed) {
     const absl::Status ended = fs_->EndName(place->dir, place->name);
     if (!HasChanged(ended)) CFS_RETURN_IF_ERROR(ended);
-    pass->troubles.erase(KeyOf(*place));
   }
   std::vector<InodeId> soft;
   for (const auto& inode : pass->written) CFS_RETURN_IF_ERROR(EndWritten(pass, inode, &soft));
   if (soft.empty()) return absl::OkStatus();
   FaultPoint("flush-soft");
   // Should the marks come back after power loss, they would say that what is left here is newer.
-  const absl::Status synced = fs_->SyncMetaNow();
+  const absl::Status noted = fs_->SyncMetaNow();
   on_soft_(soft);
-  return synced;
-}
-
-absl::Status Flusher::SyncTouched(const Pass& pass) {
-  for (const InodeId dir : pass.touched) {
-    CFS_RETURN_IF_ERROR(directories_->With(dir, [](int fd) -> absl::Status {
-      return fsync(fd) == 0 ? absl::OkStatus() : ErrnoStatus("sync of the backend");
-    }));
-  }
-  return absl::OkStatus();
+  return noted;
 }
 
 absl::Status Flusher::EndWritten(Pass* pass, const LocalFileSystem::DirtyInode& inode,
@@ -459,7 +515,6 @@ absl::Status Flusher::EndWritten(Pass* pass, const LocalFileSystem::DirtyInode& 
   if (!HasChanged(ended)) CFS_RETURN_IF_ERROR(ended);
   if (ended.ok()) cleaned_.fetch_add(1, std::memory_order_relaxed);
   if (!ended.ok()) pass->restless = true;
-  pass->troubles.erase(KeyOf(inode.ino));
   return absl::OkStatus();
 }
 
@@ -484,11 +539,20 @@ absl::Status Flusher::CleanOwn(const std::vector<InodeId>& pending) {
       const auto record = fs_->RecordNow(ino);
       if (!record.ok() && !absl::IsNotFound(record.status())) return record.status();
       if (record.ok() && record->nlink > 0) {
-        // One that has another name there by now needs none here.
         const auto identity = DecodeBackendIdentity(record->backend_identity);
-        if (!identity.ok() || record->IsDirectory() || identity->dir != kNoInode) continue;
-        CFS_ASSIGN_OR_RETURN(const bool found, FindLink(ino, *identity));
-        if (!found) continue;
+        if (!identity.ok() || record->IsDirectory()) continue;
+        const absl::StatusOr<struct statx> there = StatBackend(own->get(), name);
+        if (ErrnoOf(there.status()) == ENOENT) continue;
+        CFS_RETURN_IF_ERROR(there.status());
+        // It was put here, which failed to be noted, and another one made since.
+        const bool replaced = there->stx_ino != identity->stamp.number &&
+                              !(record->IsRegular() && record->layout == Layout::kBackend);
+        if (!replaced) {
+          if (identity->dir != kNoInode) continue;
+          // One that has another name there by now needs none here.
+          CFS_ASSIGN_OR_RETURN(const bool found, FindLink(ino, *identity));
+          if (!found) continue;
+        }
       }
     }
     // What is in a directory goes first, by its marks.
@@ -594,6 +658,8 @@ nlohmann::json Flusher::Status() {
   absl::Status last = pass_failure_;
   std::string path;
   for (const auto& [key, trouble] : troubles_) {
+    // What only waits for another one says little.
+    if (!last.ok() && ErrnoOf(trouble.status) == EAGAIN) continue;
     last = trouble.status;
     path = trouble.path;
   }

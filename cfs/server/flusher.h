@@ -124,6 +124,7 @@ class Flusher {
     absl::Status status;
     int tries = 0;
     SteadyClock::time_point next;
+    bool old = false;  // Tried again in this pass.
   };
   // What user.cfs.flush says of what is dirty.
   class Policies {
@@ -167,6 +168,8 @@ class Flusher {
     absl::flat_hash_map<InodeId, timespec> soft;  // With which ctime of the backing file.
     absl::flat_hash_set<InodeId> touched;         // Directories.
     absl::flat_hash_map<std::string, Trouble> troubles;
+    // Whose directories were not found where they were.
+    absl::flat_hash_map<const DirtyPlace*, absl::Status> lost;
   };
 
   void Run();
@@ -176,6 +179,7 @@ class Flusher {
   bool TakeBackFull(Pass* pass, std::deque<DirtyPlace*>* round);
   absl::StatusOr<bool> TakeBack(Pass* pass, DirtyPlace* place);
   void WriteAll(Pass* pass);
+  void SyncTouched(Pass* pass);
   absl::Status EndAll(Pass* pass);
   absl::Status EndWritten(Pass* pass, const LocalFileSystem::DirtyInode& inode,
                           std::vector<InodeId>* soft);
@@ -186,6 +190,7 @@ class Flusher {
   absl::Status Intend(DirtyPlace* place, bool* noted);
   absl::StatusOr<Outcome> Place(Pass* pass, DirtyPlace* place);
   absl::Status PlaceIn(Pass* pass, int fd, DirtyPlace* place, Outcome* outcome);
+  absl::StatusOr<bool> IsHalfDone(const DirtyName& mark, const struct statx& there) const;
   absl::Status Recognize(DirtyPlace* place, const Object& there);
   absl::Status Agree(DirtyPlace* place, InodeId ino, const Object& there);
   absl::Status NoteLinks(InodeId ino, const BackendIdentity& identity, const DirtyPlace& place);
@@ -211,7 +216,6 @@ class Flusher {
   bool IsDue(const Pass& pass, InodeId ino, const Outgoing& out) const;
   // With `sync`, it is synced by itself.
   absl::Status CopyOne(const Pass& pass, bool sync, Copy* copy);
-  absl::Status SyncTouched(const Pass& pass);
   bool HasRoom(uint64_t bytes) const;
   absl::Status WillCopyInPlace(uint64_t number, Copy* copy);
   absl::Status Land(Copy* copy);
@@ -238,6 +242,7 @@ class Flusher {
   absl::flat_hash_map<InodeId, uint64_t> brought_;
   // Of the pass: directories that others have put something into.
   absl::flat_hash_set<const DirtyPlace*> full_;
+  Trouble cleaning_;     // CleanOwn as it went last.
   bool fsyncs_ = false;  // The backend does not know how to sync all of it.
   // Relaxed: seen soon enough.
   std::atomic<bool> ending_{false};

@@ -58,13 +58,18 @@ std::string ConflictName(const std::string& name, int number) {
 
 absl::StatusOr<Flusher::Outcome> Flusher::Place(Pass* pass, DirtyPlace* place) {
   Outcome outcome = Outcome::kLater;
+  pass->lost.erase(place);
   const absl::Status status =
       directories_->With(place->dir, [&](int fd) { return PlaceIn(pass, fd, place, &outcome); });
   // The directory is not there, or not any more.
   if (ErrnoOf(status) == ENXIO || absl::IsNotFound(status)) {
     const auto record = fs_->RecordNow(place->dir);
     if (!record.ok() && !absl::IsNotFound(record.status())) return record.status();
-    if (record.ok() && record->nlink > 0 && ErrnoOf(status) != ENXIO) return status;
+    if (record.ok() && record->nlink > 0 && ErrnoOf(status) != ENXIO) {
+      // It may be where it is about to be found.
+      pass->lost[place] = status;
+      return Outcome::kLater;
+    }
     CFS_ASSIGN_OR_RETURN(const InodeId ino, fs_->NameNow(place->dir, place->name));
     const bool gone = !record.ok() || record->nlink == 0;
     if (!gone || ino != kNoInode) return Outcome::kLater;
@@ -83,14 +88,15 @@ absl::Status Flusher::PlaceIn(Pass* pass, int fd, DirtyPlace* place, Outcome* ou
   *outcome = Outcome::kAgain;
   if (ino != place->wanted) return absl::OkStatus();
   *outcome = Outcome::kLater;
+  // Before the record is read, which it changes.
+  CFS_ASSIGN_OR_RETURN(Object there, Look(fd, place->name));
+  CFS_RETURN_IF_ERROR(Recognize(place, there));
   InodeRecord record;
   if (ino != kNoInode) {
     absl::StatusOr<InodeRecord> found = fs_->RecordNow(ino);
     if (absl::IsNotFound(found.status())) return absl::OkStatus();  // Just now.
     CFS_ASSIGN_OR_RETURN(record, std::move(found));
   }
-  CFS_ASSIGN_OR_RETURN(Object there, Look(fd, place->name));
-  CFS_RETURN_IF_ERROR(Recognize(place, there));
   CFS_ASSIGN_OR_RETURN(BackendIdentity identity, IdentityOf(record));
   const bool has_object = !record.backend_identity.empty();
   const auto done = [&](InodeId now, const Object& object) -> absl::Status {
@@ -111,8 +117,12 @@ absl::Status Flusher::PlaceIn(Pass* pass, int fd, DirtyPlace* place, Outcome* ou
     return done(ino, there);
   }
   if (there && !IsExpected(place->mark, *there)) {
-    CFS_ASSIGN_OR_RETURN(*outcome, Conflict(pass, fd, place, ino, *there));
-    return absl::OkStatus();
+    CFS_ASSIGN_OR_RETURN(const bool ours, IsHalfDone(place->mark, *there));
+    if (!ours) {
+      CFS_ASSIGN_OR_RETURN(*outcome, Conflict(pass, fd, place, ino, *there));
+      return absl::OkStatus();
+    }
+    place->mark.stamp = StampOf(*there);
   }
   if (there) {
     pass->wide = true;
@@ -135,6 +145,20 @@ absl::Status Flusher::PlaceIn(Pass* pass, int fd, DirtyPlace* place, Outcome* ou
   if (*outcome != Outcome::kDone) return absl::OkStatus();
   CFS_ASSIGN_OR_RETURN(there, Look(fd, place->name));
   return done(ino, there);
+}
+
+// Whether it is what was to be there, written or put there by us, or with times set by us, when
+// something failed before that was noted.
+absl::StatusOr<bool> Flusher::IsHalfDone(const DirtyName& mark, const struct statx& there) const {
+  if (mark.base == kNoInode || S_ISDIR(there.stx_mode)) return false;
+  CFS_ASSIGN_OR_RETURN(const uint64_t pending, fs_->PendingOf(mark.base));
+  if (pending != 0 && pending == there.stx_ino) return true;
+  const BackendStamp now = StampOf(there);
+  if (now.number != mark.stamp.number || now.size != mark.stamp.size) return false;
+  const auto taken = fs_->TakeOut(mark.base);
+  if (absl::IsNotFound(taken.status())) return false;
+  CFS_RETURN_IF_ERROR(taken.status());
+  return now.mtime == taken->mtime;
 }
 
 // Says what is about to be put where, so that it is known again.

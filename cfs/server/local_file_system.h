@@ -355,6 +355,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   uint64_t dirty_version() const { return shard_->dirty_version(); }
   uint64_t NextDirtyVersion() { return shard_->NextDirtyVersion(); }
   bool IsDirty(InodeId ino);
+  // Not if it is removed.
+  absl::Status NoteDirty(InodeId ino);
   // kNoInode: there is no such name.
   absl::StatusOr<InodeId> NameNow(InodeId dir, absl::string_view name);
   // The names on the backend of an object that has, or had, several.
@@ -396,6 +398,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::Status NoteNames(const std::vector<const DirtyPlace*>& places);
   absl::Status NotePending(const std::vector<Pending>& pending);
   absl::Status ForgetPending(InodeId ino);
+  // 0: none. Also of what has been removed since.
+  absl::StatusOr<uint64_t> PendingOf(InodeId ino);
   // The object has all that was taken; `identity` says how it is now.
   absl::Status PutOut(InodeId ino, const Outgoing& taken, BackendIdentity identity);
   // The inode is dirty no longer, unless it has changed since (EAGAIN) or has a writer

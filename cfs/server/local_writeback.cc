@@ -32,6 +32,17 @@ bool LocalFileSystem::IsDirty(InodeId ino) {
   return !absl::IsNotFound(store_->Get(Family::kQueue, QueueKey(QueueKind::kDirty, ino), &value));
 }
 
+absl::Status LocalFileSystem::NoteDirty(InodeId ino) {
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  const auto record = shard_->GetInode(ino);
+  if (absl::IsNotFound(record.status())) return absl::OkStatus();
+  CFS_RETURN_IF_ERROR(record.status());
+  if (record->nlink == 0 || IsDirty(ino)) return absl::OkStatus();
+  Shard::Update update(shard_.get(), kAgreed);
+  update.PutQueue(QueueKind::kDirty, ino, BackingId(shard_->NextDirtyVersion()));
+  return update.Commit();
+}
+
 absl::StatusOr<std::string> LocalFileSystem::HardenForWriting(InodeId ino) {
   if (!IsSoft(ino)) return "";
   CFS_ASSIGN_OR_RETURN(InodeRecord record, RecordNow(ino));
@@ -279,6 +290,16 @@ absl::Status LocalFileSystem::NotePending(const std::vector<Pending>& pending) {
     update.PutQueue(QueueKind::kPending, ino, BackingId(number));
   }
   return update.Commit();
+}
+
+absl::StatusOr<uint64_t> LocalFileSystem::PendingOf(InodeId ino) {
+  std::string value;
+  const absl::Status found =
+      store_->Get(Family::kQueue, QueueKey(QueueKind::kPending, ino), &value);
+  if (absl::IsNotFound(found)) return 0;
+  CFS_RETURN_IF_ERROR(found);
+  CFS_ASSIGN_OR_RETURN(const BackingId number, DecodeBacking(value));
+  return Raw(number);
 }
 
 absl::Status LocalFileSystem::ForgetPending(InodeId ino) {

@@ -297,7 +297,12 @@ absl::StatusOr<uint64_t> CopyContents(int from, int to, const std::atomic<bool>&
   off_t at = 0;
   while (at < st.st_size) {
     off_t data = lseek(from, at, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // A hole up to the end.
+    if (data < 0 && errno == ENXIO) {  // A hole up to the end, or that is not there any more.
+      struct stat now {};
+      if (fstat(from, &now) != 0) return PosixError(errno);
+      if (now.st_size < st.st_size) return PosixError(EAGAIN);
+      break;
+    }
     off_t hole = data < 0 ? -1 : lseek(from, data, SEEK_HOLE);
     if (data < 0 || hole < 0) {  // It cannot say.
       data = at;

@@ -1372,9 +1372,9 @@ class Script:
             f.write(now)
 
 
-def script_over(t, stack, seed):
+def script_over(t, stack, seed, backend=None, **kwargs):
     """A mount over a small tree, and a script whose model is the same tree."""
-    backend, model = t.workspace.new_directory(), t.workspace.new_directory()
+    backend, model = backend or t.workspace.new_directory(), t.workspace.new_directory()
     rng = random.Random(seed)
     made(backend, "a/a", "a/b/c", "a/b/d/e", "b/a", "b/c/d", "c", "d")
     for name, _ in list(walk(backend)):
@@ -1383,7 +1383,7 @@ def script_over(t, stack, seed):
     os.link(f"{backend}/c", f"{backend}/b/b")
     os.symlink("nowhere/at/all", f"{backend}/e")
     run_checked("cp", "-a", f"{backend}/.", model)
-    m = stack.enter_context(over(t, backend))
+    m = stack.enter_context(over(t, backend, **kwargs))
     return m, Script(m.mnt, model, seed)
 
 
