@@ -386,6 +386,10 @@ absl::Status RunNode(const NodeConfig& config, StoreDir store, std::function<voi
   const auto drain = [&] {
     control->reset();
     leave();
+    if (finishes) {
+      fs->Drain();
+      fs->ForgetOpens();
+    }
     if (tier != nullptr) tier->Drain();
     fs->Drain();
     if (!finishes) return;

@@ -86,12 +86,13 @@ bool IsUnchanged(const LocalFileSystem::Known& known, const BackendIdentity& ide
 
 BackendRefresh::BackendRefresh(std::string path, LocalFileSystem* fs,
                                BackendDirectories* directories, absl::Duration ttl,
-                               AwaitImport await_import)
+                               AwaitImport await_import, NoteStamp note_stamp)
     : path_(std::move(path)),
       fs_(fs),
       directories_(directories),
       look_after_(absl::ToChronoNanoseconds(ttl / 2)),
       await_import_(std::move(await_import)),
+      note_stamp_(std::move(note_stamp)),
       looked_at_(kLooksKept),
       listed_(kListedKept),
       pool_(kRefreshThreads),
@@ -500,6 +501,7 @@ absl::Status BackendRefresh::Agree(Work* work, int fd, const Look& look, const s
 
 absl::Status BackendRefresh::TakeOver(Work* work, const Known& known, const BackendObject& object,
                                       const std::string& path) {
+  note_stamp_();
   const absl::Status taken = fs_->TakeOver(known, object);
   if (ErrnoOf(taken) == EBUSY) {
     work->busy.push_back({known.dir, known.name, known.ino, path});
@@ -529,6 +531,7 @@ absl::StatusOr<std::optional<uint32_t>> BackendRefresh::LinksThere(const Known& 
 
 absl::Status BackendRefresh::Replace(Work* work, const Known& known, BackendObject object,
                                      const std::string& path) {
+  note_stamp_();
   LocalFileSystem::Imported theirs = ToImported(known.dir, known.name, std::move(object));
   const bool linked = !theirs.record.IsDirectory() && theirs.record.nlink > 1;
   if (known.record.IsDirectory() || linked) {
@@ -557,9 +560,13 @@ absl::StatusOr<bool> BackendRefresh::DropTree(Work* work, Known known, const std
     }
     if (directory && (known.record.flags & kNotImported)) {
       await_import_(known.ino);
-      CFS_ASSIGN_OR_RETURN(const InodeRecord now, fs_->RecordNow(known.ino));
-      if (now.flags & kNotImported) CFS_RETURN_IF_ERROR(fs_->BeginImport(known.ino));
-      known.record = now;
+      CFS_ASSIGN_OR_RETURN(known.record, fs_->RecordNow(known.ino));
+      if (known.record.flags & kNotImported) {
+        const absl::Status begun = fs_->BeginImport(known.ino);
+        if (ErrnoOf(begun) != EAGAIN) CFS_RETURN_IF_ERROR(begun);
+        // Or it was imported just now.
+        CFS_ASSIGN_OR_RETURN(known.record, fs_->RecordNow(known.ino));
+      }
     }
     if (directory && !(known.record.flags & kNotImported)) {
       std::string from;
@@ -604,6 +611,7 @@ absl::StatusOr<bool> BackendRefresh::DropTree(Work* work, Known known, const std
 
 absl::Status BackendRefresh::Add(Work* work, InodeId dir, const std::string& path,
                                  std::vector<LocalFileSystem::Imported> entries) {
+  note_stamp_();
   std::vector<LocalFileSystem::Imported> plain, linked;
   std::vector<std::string> names;
   for (LocalFileSystem::Imported& entry : entries) {

@@ -42,10 +42,12 @@ class BackendRefresh {
  public:
   // Returns when no import of the directory that began before is under way.
   using AwaitImport = absl::AnyInvocable<void(InodeId dir)>;
+  // Called before a stamp is recorded that was not known. Thread-safe.
+  using NoteStamp = absl::AnyInvocable<void() const>;
 
   // The backend is at `path`. `fs` and `directories` outlive it.
   BackendRefresh(std::string path, LocalFileSystem* fs, BackendDirectories* directories,
-                 absl::Duration ttl, AwaitImport await_import);
+                 absl::Duration ttl, AwaitImport await_import, NoteStamp note_stamp);
   ~BackendRefresh();
   // Ends what is on its way.
   void Stop();
@@ -149,6 +151,7 @@ class BackendRefresh {
   BackendDirectories* const directories_;
   const SteadyClock::duration look_after_;  // 0: never.
   AwaitImport await_import_;
+  const NoteStamp note_stamp_;
   // When names were looked at, and what directories have.
   LruCache<uint64_t, SteadyClock::time_point> looked_at_;
   LruCache<InodeId, Listed> listed_;

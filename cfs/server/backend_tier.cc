@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -80,7 +81,8 @@ absl::StatusOr<std::unique_ptr<BackendTier>> BackendTier::Open(const Options& op
   tier->evictor_ = std::make_unique<Evictor>(fs, tier->flusher_.get(), options.store_bytes);
   tier->refresh_ = std::make_unique<BackendRefresh>(
       options.path, fs, &tier->directories_, options.ttl,
-      [tier = tier.get()](InodeId dir) { tier->AwaitImport(dir); });
+      [tier = tier.get()](InodeId dir) { tier->AwaitImport(dir); },
+      [tier = tier.get()] { tier->newest_stamp_.store(SteadyClock::now()); });
   LogInfo("backend ", *bound ? "is new to the store" : "is known", " path=", options.path);
   return tier;
 }
@@ -116,9 +118,12 @@ void BackendTier::Drain() {
   if (evictor_ != nullptr) evictor_->Stop();
   if (refresh_ != nullptr) refresh_->Stop();
   if (flusher_ != nullptr) flusher_->Stop();
-  pool_->Drain();
-  names_pool_->Drain();
+  // Looks wait for imports, and who waited for one may need another thing.
   looks_pool_->Drain();
+  for (int i = 0; i < 2; ++i) {
+    pool_->Drain();
+    names_pool_->Drain();
+  }
 }
 
 absl::StatusOr<std::vector<std::string>> BackendTier::MountOptions() const {
@@ -358,10 +363,19 @@ absl::StatusOr<bool> BackendTier::StageOnce(InodeId ino) {
 }
 
 absl::Status BackendTier::StageNow(InodeId ino) {
+  const auto rights = [&]() -> absl::StatusOr<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>> {
+    CFS_ASSIGN_OR_RETURN(const InodeRecord record, fs_->RecordNow(ino));
+    return std::tuple(record.mode, record.uid, record.gid, record.flags & kHasAccessAcl);
+  };
+  CFS_ASSIGN_OR_RETURN(const auto before, rights());
   std::chrono::nanoseconds pause = kFirstPause;
   for (int i = 0; i < kTriesMax; ++i, pause *= 2) {
     CFS_ASSIGN_OR_RETURN(const bool done, StageOnce(ino));
-    if (done) return absl::OkStatus();
+    if (done) {
+      // The kernel has let them open what it was before, whoever has seen the change.
+      CFS_ASSIGN_OR_RETURN(const auto now, rights());
+      return now == before ? absl::OkStatus() : PosixError(ESTALE, "its permissions have changed");
+    }
     if (!Pause(pause)) return PosixError(EINTR);
   }
   return PosixError(EBUSY, "it changes on the backend all the time");

@@ -36,7 +36,7 @@ constexpr size_t kTroublesSaid = 100;
 constexpr uint64_t kFuseMagic = 0x65735546;
 constexpr size_t kDepthMax = 4096;
 // Of a sync.
-constexpr int kPassesMax = 5;
+constexpr int kPassesMax = 10;
 
 uint64_t Now() {
   timespec now;
@@ -481,18 +481,20 @@ absl::Status Flusher::EndAll(Pass* pass) {
     return absl::OkStatus();
   }
   FaultPoint("flush-synced");
+  // After an error of the store, too, the rest is to be said.
+  absl::Status failed;
   for (const DirtyPlace* const place : pass->placed) {
     const absl::Status ended = fs_->EndName(place->dir, place->name);
-    if (!HasChanged(ended)) CFS_RETURN_IF_ERROR(ended);
+    if (!HasChanged(ended)) failed.Update(ended);
   }
   std::vector<InodeId> soft;
-  for (const auto& inode : pass->written) CFS_RETURN_IF_ERROR(EndWritten(pass, inode, &soft));
-  if (soft.empty()) return absl::OkStatus();
+  for (const auto& inode : pass->written) failed.Update(EndWritten(pass, inode, &soft));
+  if (soft.empty()) return failed;
   FaultPoint("flush-soft");
   // Should the marks come back after power loss, they would say that what is left here is newer.
-  const absl::Status noted = fs_->SyncMetaNow();
+  failed.Update(fs_->SyncMetaNow());
   on_soft_(soft);
-  return noted;
+  return failed;
 }
 
 absl::Status Flusher::EndWritten(Pass* pass, const LocalFileSystem::DirtyInode& inode,

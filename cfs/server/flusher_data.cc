@@ -309,6 +309,7 @@ bool Flusher::HasRoom(uint64_t bytes) const {
 // Should it end half written there, the copy here is the good one.
 absl::Status Flusher::WillCopyInPlace(uint64_t number, Copy* copy) {
   CFS_RETURN_IF_ERROR(fs_->SyncData(copy->ino));
+  CFS_RETURN_IF_ERROR(fs_->MakeHard(copy->ino));
   copy->in_place = copy->synced = true;
   copy->out.soft = false;
   copy->number = number;

@@ -385,7 +385,7 @@ absl::StatusOr<Flusher::Outcome> Flusher::Move(Pass* pass, int fd, DirtyPlace* p
         return PosixError(ENOENT, "it is not on the backend any more, and not here");
       }
       CFS_RETURN_IF_ERROR(fs_->SetIdentity(ino, std::nullopt));
-      return Outcome::kLater;
+      return Outcome::kAgain;
     }
     from = own;
     identity.dir = kNoInode;

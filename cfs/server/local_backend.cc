@@ -66,11 +66,19 @@ absl::StatusOr<bool> LocalFileSystem::ImportRoot(Imported root) {
   return true;
 }
 
+// Needs the directory's stripe lock. Others may have imported it, or given it up, meanwhile.
+absl::Status LocalFileSystem::CheckImporting(InodeId dir) {
+  CFS_ASSIGN_OR_RETURN(const InodeRecord record, shard_->GetInode(dir));
+  if (record.flags & kNotImported) return absl::OkStatus();
+  return PosixError(EAGAIN, "it was imported meanwhile");
+}
+
 absl::Status LocalFileSystem::BeginImport(InodeId dir) {
   // What was removed is not gone through again.
   for (std::string from = DentryPrefix(dir);;) {
     std::vector<std::pair<std::string, InodeId>> left;
     StripeLocks::Hold hold(&shard_->locks(), {dir});
+    CFS_RETURN_IF_ERROR(CheckImporting(dir));
     CFS_RETURN_IF_ERROR(store_->Scan(
         Family::kRecords, from, DentryPrefix(dir),
         [&](absl::string_view key, absl::string_view value) {
@@ -119,6 +127,7 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
     if (links_now.ok()) linked_to = links_now->ino;
   }
   StripeLocks::Hold hold(&shard_->locks(), {dir, linked_to});
+  if (importing != nullptr) CFS_RETURN_IF_ERROR(CheckImporting(dir));
   Shard::Update update(shard_.get(), kAgreed);
   BucketRecord present;
   if (theirs) {
@@ -230,6 +239,7 @@ absl::Status LocalFileSystem::Import(InodeId dir, std::vector<Imported> entries,
 
 absl::Status LocalFileSystem::EndImport(InodeId dir, const BucketRecord& bucket) {
   StripeLocks::Hold hold(&shard_->locks(), {dir});
+  CFS_RETURN_IF_ERROR(CheckImporting(dir));
   CFS_ASSIGN_OR_RETURN(InodeRecord record, shard_->GetInode(dir));
   record.flags &= ~uint32_t{kNotImported};
   Shard::Update update(shard_.get(), kAgreed);
@@ -366,7 +376,9 @@ absl::Status LocalFileSystem::HardenAll(std::vector<InodeId>* soft,
   CFS_RETURN_IF_ERROR(chunks_->SyncAll());
   CFS_RETURN_IF_ERROR(state_->SetSettled(settled));
   for (const auto& [ino, record] : synced) {
-    const absl::StatusOr<bool> ended = EndSoft(ino, record);
+    // What was lost of it before may have been said to somebody else.
+    const absl::Status sound = SyncStaged(ino, record.backing);
+    const absl::StatusOr<bool> ended = sound.ok() ? EndSoft(ino, record) : sound;
     if (!ended.ok()) unsound->push_back(ino);
     if (ended.ok() && !*ended) left.push_back(ino);
   }
@@ -425,7 +437,8 @@ absl::Status LocalFileSystem::Unstage(InodeId ino, BackingId backing) {
   if (!record.ok() && !absl::IsNotFound(record.status())) return record.status();
   // Whoever had it open for writing had gone before it was brought to the backend.
   if (backing != kNoBacking) update.DeleteQueue(QueueKind::kOpen, ino);
-  if (record.ok() && record->layout == Layout::kWhole && record->backing == backing) {
+  if (record.ok() && record->layout == Layout::kWhole && record->backing == backing &&
+      !record->backend_identity.empty()) {
     InodeRecord away = *record;
     away.layout = Layout::kBackend;
     away.home = NodeId{0};

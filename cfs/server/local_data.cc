@@ -658,6 +658,16 @@ absl::StatusOr<UniqueFd> LocalFileSystem::OpenBacking(BackingId backing) {
   return chunks_->OpenFile(backing, O_RDONLY | O_NONBLOCK);
 }
 
+void LocalFileSystem::ForgetOpens() {
+  for (const InodeId ino : open_.All()) {
+    StripeLocks::Hold hold(&shard_->locks(), {ino});
+    OpenInode* const open = open_.Find(ino);
+    if (open == nullptr || !open->open() || open->ghost || open->foreign) continue;
+    open->readers = open->writers = 0;
+    QueueSettle(ino, open);
+  }
+}
+
 // ---------------------------------------------------------------- background
 
 void LocalFileSystem::QueueSettle(InodeId ino, OpenInode* inode) {
@@ -893,6 +903,11 @@ absl::Status LocalFileSystem::Close() {
   for (InodeId ino : ghosts) EndGhost(ino);
   ReapSome(/*all=*/true);
   CFS_RETURN_IF_ERROR(chunks_->SyncAll());
+  {
+    // The next start takes what is on the backend from there.
+    MutexLock lock(&unsound_mutex_);
+    if (!unsound_.empty()) return absl::DataLossError("some files could not be synced");
+  }
   return state_->MarkClean();
 }
 

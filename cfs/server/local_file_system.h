@@ -87,6 +87,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // No operation begins any more: ends what waits (locks, with EINTR) and returns
   // when every completion has run.
   void Drain();
+  // The mount is gone, and what it had open is closed: the kernel does not always say so.
+  void ForgetOpens();
   // For Status: files are read and written by cfs, not passed through.
   void SetDaemonIo(bool daemon_io) { daemon_io_ = daemon_io; }
 
@@ -408,6 +410,8 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   // The same, of what was taken with `backing_ctime`, and whose data need not be on the device
   // here: it IsSoft from then on.
   absl::Status EndInodeSoftly(InodeId ino, uint64_t version, timespec backing_ctime);
+  // It IsSoft no longer: the backend is about to lose what it has of it.
+  absl::Status MakeHard(InodeId ino);
   // Its data is on the device. An error is known for ever.
   absl::Status SyncData(InodeId ino);
   // EIO if some of what `out.fd` was read from has been lost on the way to the device.
@@ -585,6 +589,7 @@ class LocalFileSystem final : public FileSystem, private InodeUses {
   absl::Status SyncStaged(InodeId ino, BackingId backing);
   // The data is on the device as it was with the record `synced`. False: another one is not.
   absl::StatusOr<bool> EndSoft(InodeId ino, const InodeRecord& synced);
+  absl::Status CheckImporting(InodeId dir);
   // While it lives, the copy is not evicted.
   class Kept {
    public:

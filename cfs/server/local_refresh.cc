@@ -187,7 +187,11 @@ absl::Status LocalFileSystem::DropName(const Known& known, const std::optional<u
     if (name_dirty || IsDirty(known.ino) || Encode(*present) != Encode(record)) {
       return ChangedSince();
     }
-    update->DeleteQueue(QueueKind::kStaged, known.ino);
+    // The object that is gone may be about to get the name that is left.
+    if (!present->IsDirectory() && present->nlink > 1 && others.empty()) {
+      CFS_ASSIGN_OR_RETURN(const bool wanted, IsAnyNameDirty(known.ino));
+      if (wanted) return ChangedSince();
+    }
     if (present->IsDirectory()) {
       present->backend_identity.clear();
     } else {
@@ -198,6 +202,8 @@ absl::Status LocalFileSystem::DropName(const Known& known, const std::optional<u
       if (links && !dirty) present->nlink = *links + 1;
       present->nlink = std::max(present->nlink, static_cast<uint32_t>(others.size()) + 1);
     }
+    // With other names it may still not be on the device.
+    if (present->nlink <= 1) update->DeleteQueue(QueueKind::kStaged, known.ino);
     if (!present->IsDirectory() && present->nlink > 1) {
       CFS_ASSIGN_OR_RETURN(BackendLinks now, LinksOf(identity.stamp.number, known.ino));
       std::erase(now.places, place);
@@ -247,7 +253,9 @@ absl::Status LocalFileSystem::TakeOver(const Known& known, const BackendObject& 
   bool drops = false;
   {
     StripeLocks::Hold hold(&shard_->locks(), {ino});
-    CFS_ASSIGN_OR_RETURN(const InodeRecord present, shard_->GetInode(ino));
+    const absl::StatusOr<InodeRecord> found = shard_->GetInode(ino);
+    if (absl::IsNotFound(found.status())) return ChangedSince();
+    CFS_ASSIGN_OR_RETURN(const InodeRecord present, found);
     if (Encode(present) != Encode(record)) return ChangedSince();
     Shard::Update update(shard_.get(), kAgreed);
     const bool other = identity.stamp.number != stamp.number;

@@ -59,6 +59,27 @@ absl::Status LocalFileSystem::SyncData(InodeId ino) {
   return SyncStaged(ino, record->backing);
 }
 
+absl::Status LocalFileSystem::MakeHard(InodeId ino) {
+  const absl::StatusOr<InodeRecord> record = RecordNow(ino);
+  if (absl::IsNotFound(record.status())) return absl::OkStatus();
+  CFS_RETURN_IF_ERROR(record.status());
+  if (record->layout != Layout::kWhole) return absl::OkStatus();
+  CFS_RETURN_IF_ERROR(SyncStaged(ino, record->backing));
+  StripeLocks::Hold hold(&shard_->locks(), {ino});
+  if (!IsSoft(ino)) return absl::OkStatus();
+  const absl::StatusOr<InodeRecord> present = shard_->GetInode(ino);
+  if (!present.ok() || present->backing != record->backing) return absl::OkStatus();
+  // Its number may not be settled yet: the open mark keeps the file.
+  Shard::Update update(shard_.get(), kAgreed);
+  update.DeleteQueue(QueueKind::kStaged, ino);
+  update.PutQueue(QueueKind::kOpen, ino, record->backing);
+  CFS_RETURN_IF_ERROR(update.Commit());
+  OpenInode* const open = open_.FindOrAdd(ino, record->backing);
+  open->marked = true;
+  QueueSettle(ino, open);
+  return absl::OkStatus();
+}
+
 absl::Status LocalFileSystem::CheckWritten(InodeId ino, const Outgoing& out) {
   // Says what has failed, and begins nothing.
   if (sync_file_range(out.fd.get(), 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE) == 0 || errno == ESPIPE ||
@@ -181,6 +202,8 @@ absl::Status LocalFileSystem::EndName(InodeId dir, absl::string_view name) {
 
 absl::Status LocalFileSystem::SetIdentity(InodeId ino,
                                           const std::optional<BackendIdentity>& identity) {
+  // Nothing takes its place any more.
+  if (!identity) CFS_RETURN_IF_ERROR(MakeHard(ino));
   StripeLocks::Hold hold(&shard_->locks(), {ino});
   absl::StatusOr<InodeRecord> record = shard_->GetInode(ino);
   if (absl::IsNotFound(record.status())) return absl::OkStatus();

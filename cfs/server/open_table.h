@@ -4,6 +4,7 @@
 
 #include <array>
 #include <memory>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -59,6 +60,15 @@ class OpenTable {
     Part& part = PartOf(ino);
     MutexLock lock(&part.mutex);
     part.inodes.erase(ino);
+  }
+
+  std::vector<InodeId> All() {
+    std::vector<InodeId> all;
+    for (Part& part : parts_) {
+      MutexLock lock(&part.mutex);
+      for (const auto& [ino, inode] : part.inodes) all.push_back(ino);
+    }
+    return all;
   }
 
   size_t size() {

@@ -254,6 +254,26 @@ def open_files_wait_until_they_are_closed(t):
         check_equal(m)
 
 
+@case(timeout=60)
+def a_link_that_is_not_there_yet_keeps_the_file(t):
+    """Its first name went on the backend before the second one came there."""
+    with over(t, mode="writeback", errors=ERRORS) as m:
+        make(f"{m.backend}/a", b"content")
+        os.mkdir(f"{m.backend}/d")
+        equal(read(f"{m.mnt}/a"), b"content")
+        os.setxattr(m.mnt, "user.cfs.flush", b"600s")
+        sync(m)
+        os.link(f"{m.mnt}/a", f"{m.mnt}/d/b")
+        os.unlink(f"{m.backend}/a")
+        cfs("refresh", m.mnt)
+        equal(read(f"{m.mnt}/d/b"), b"content", "the link")
+        sync(m)
+        equal(read(f"{m.backend}/d/b"), b"content", "the link there")
+        make(f"{m.mnt}/d/b", b"more of it")
+        sync(m)
+        equal(read(f"{m.backend}/d/b"), b"more of it", "what was written to it later")
+
+
 @case
 def links_are_counted(t):
     for m in each_mode(t):
