@@ -153,8 +153,11 @@ absl::StatusOr<Evictor::Fill> Evictor::Look() {
   // Counting is dear where there are many files.
   const bool matters = estimate() > bytes_max_ - bytes_max_ / kEvictShare;
   const SteadyClock::time_point begin = SteadyClock::now();
-  if (!counted_ || (used != counted_used_ &&
-                    begin > counted_at_ + (matters ? kIdleFactor : kQuietFactor) * count_took_)) {
+  const bool changed = !counted_ || used != counted_used_;
+  const auto due = counted_at_ + (matters ? kIdleFactor : kQuietFactor) * count_took_;
+  // What was on its way then has no record before it has ended.
+  if (!counted_ || (begin > due && (changed || (again_ && begin > counted_at_ + kSecond)))) {
+    again_ = changed;
     uint64_t bytes = 0;
     CFS_RETURN_IF_ERROR(fs_->ListResident([&](const Resident& file) { bytes += file.bytes; }));
     const SteadyClock::time_point end = SteadyClock::now();

@@ -77,6 +77,7 @@ class Evictor {
   LineLimit lines_;
   // Of the thread: what files took when they were counted, and the device then.
   bool counted_ = false;
+  bool again_ = false;  // Once more, even if nothing changes.
   uint64_t counted_bytes_ = 0;
   uint64_t counted_used_ = 0;
   SteadyClock::time_point counted_at_;

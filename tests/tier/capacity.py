@@ -112,7 +112,7 @@ def taken(mount):
 
 
 def settle(mount, limit):
-    wait_until(lambda: taken(mount) <= limit, 15 * FACTOR, f"the store to have at most {limit} bytes")
+    wait_until(lambda: taken(mount) <= limit, 30 * FACTOR, f"the store to have at most {limit} bytes")
 
 
 # ------------------------------------------------------------------- eviction
@@ -194,7 +194,7 @@ def what_was_not_used_goes_first(t):
         for number in range(0, 5):  # Used again, through passthrough.
             read(f"{m.mnt}/f{number}")
         read(f"{m.mnt}/new")
-        wait_until(lambda: status(m)["evicted_files"] > 0, 15 * FACTOR, "an eviction")
+        wait_until(lambda: status(m)["evicted_files"] > 0, 30 * FACTOR, "an eviction")
         settle(m, 90 * MIB)
         kept = [number for number in range(10) if is_here(m, f"f{number}")]
         check(all(number in kept for number in range(5)), f"of those used last, {kept} are here")
@@ -214,7 +214,7 @@ def the_large_go_before_the_small(t):
         read(f"{m.mnt}/large")
         time.sleep(1.5)
         read(f"{m.mnt}/more")
-        wait_until(lambda: not is_here(m, "large"), 15 * FACTOR, "the large one to go")
+        wait_until(lambda: not is_here(m, "large"), 30 * FACTOR, "the large one to go")
         equal(sum(is_here(m, f"small{number}") for number in range(400)), 400, "small files here")
 
 

@@ -573,6 +573,7 @@ def random_faults(t, seed, rounds, kills):
                 m.kill()
                 faulty.rules()
                 m.start()
+                trees.tree(m.mnt)  # As above: copies that were not on the device are there only.
             if number % 4 == 1:
                 check_flushed(m)
                 writeback.check_model(m, script.model)
