@@ -126,7 +126,8 @@ SUITES = (
           short={"plain": ("passthrough",), "asan": ("passthrough",)},
           long={"plain": ("passthrough", "daemon-io"), "asan": ("passthrough",)},
           timeout=480, long_timeout=900,
-          short_cases={"asan": f"^(?!survivor).*({NEED_FAULT_POINTS})"}),
+          short_cases={
+              "asan": f"^(?!survivor|coordinator_lost_at_(decided$|told)).*({NEED_FAULT_POINTS})"}),
     Suite("backend_readonly", ("tests/tier/readonly.py",),
           short={"plain": ("passthrough",), "asan": ("passthrough",), "tsan": ("daemon-io",)},
           long=EVERYWHERE, timeout=180, long_timeout=900,
