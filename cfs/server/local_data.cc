@@ -777,7 +777,8 @@ void LocalFileSystem::SettleSome() {
 }
 
 void LocalFileSystem::ReapSome(bool all) {
-  MutexLock reaping(&reap_mutex_);
+  // Only for an evictor somebody else waits until it is done.
+  const MutexLockMaybe reaping(fetcher_ != nullptr ? &reap_mutex_ : nullptr);
   std::vector<BackingId> doomed;
   {
     MutexLock lock(&background_mutex_);
