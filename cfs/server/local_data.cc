@@ -801,7 +801,8 @@ void LocalFileSystem::ReapSome(bool all) {
     while (!finished) synced.Wait(&mutex);
   }
   if (!status.ok()) {
-    // They are in the store, too: if not sooner, the next start removes them.
+    // They are in the store, too: the next start removes them.
+    if (fetcher_ == nullptr) return;
     MutexLock lock(&background_mutex_);
     doomed_.insert(doomed_.end(), doomed.begin(), doomed.end());
     return;
